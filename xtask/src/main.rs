@@ -1,0 +1,31 @@
+//! `cargo xtask`: every command that a person types while developing.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xtask::target::Target;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the payload: target/images/ARCH/capture.bin, ready for `kexec -p`.
+    Image {
+        /// The architecture: a file name in targets/, without .toml.
+        arch: String,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Image { arch } => {
+            let image = xtask::image::build(&Target::load(&arch)?)?;
+            println!("{}", image.display());
+        }
+    }
+    Ok(())
+}
