@@ -34,8 +34,8 @@ pub struct Note<'a> {
     pub desc: &'a [u8],
     /// Offset of the descriptor in the bytes that were given to [`Notes::new`].
     pub desc_offset: usize,
-    /// Bytes from the note's header to the end of its padding.
-    pub size: usize,
+    /// The whole note, from its header to the end of its padding.
+    pub raw: &'a [u8],
 }
 
 /// Walks the notes in a segment's bytes. Ends at the first note that is empty (no name: an unused
@@ -76,7 +76,7 @@ impl<'a> Iterator for Notes<'a> {
             kind: header.kind.get(),
             desc,
             desc_offset: self.at + desc_at,
-            size,
+            raw: rest.get(..size)?,
         };
         self.at += size;
         Some(note)

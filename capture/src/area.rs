@@ -1,0 +1,122 @@
+//! Finds the reserved area: the only blocks of a disk that may be written.
+//!
+//! No valid mark, no write. A disk is searched as a whole first, then partition by partition.
+
+use core::fmt;
+
+use format::BLOCK;
+use format::area::{Layout, State, Trailer, TrailerError};
+
+use crate::options::To;
+use crate::{Disk, DiskError};
+
+/// A reserved area whose mark was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Where it begins on the disk, in bytes.
+    pub start: u64,
+    /// Where things lie in it.
+    pub layout: Layout,
+    /// Its mark.
+    pub trailer: Trailer,
+}
+
+/// Why a disk or a partition is not written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// The disk does not do what it is asked for.
+    Disk(DiskError),
+    /// Too small for any area, or not made of whole 4 KiB blocks.
+    Size(u64),
+    /// No mark, or a damaged one.
+    Mark(TrailerError),
+    /// The mark is for an area of another size: it was moved, resized or copied.
+    Resized {
+        /// Size in the mark.
+        reserved: u64,
+        /// Size found.
+        found: u64,
+    },
+    /// The mark has another uuid than the command line asks for.
+    Foreign([u8; 16]),
+    /// The area holds a dump that nobody saved yet.
+    Unsaved,
+    /// The command line's `capture.to=` was not understood.
+    Refused,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unusable::Disk(error) => error.fmt(f),
+            Unusable::Size(size) => write!(f, "too small for an area ({size} bytes)"),
+            Unusable::Mark(error) => error.fmt(f),
+            Unusable::Resized { reserved, found } => {
+                write!(f, "the mark is for an area of {reserved} bytes, this one has {found}")
+            }
+            Unusable::Foreign(uuid) => {
+                write!(f, "another area than capture.to asks for: uuid {}", Uuid(uuid))
+            }
+            Unusable::Unsaved => f.write_str("it holds an unsaved dump (use: loader save)"),
+            Unusable::Refused => f.write_str("capture.to was not understood, so nothing is written"),
+        }
+    }
+}
+
+/// A uuid in its text form.
+pub struct Uuid<'a>(pub &'a [u8; 16]);
+
+impl fmt::Display for Uuid<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Searches `disk` for the area that `to` asks for. Calls `refused` with each candidate that is
+/// not it: the number of the partition, or 0 for the whole disk, and why.
+pub fn find(
+    disk: &mut dyn Disk,
+    to: To,
+    scratch: &mut [u8],
+    refused: &mut dyn FnMut(u32, Unusable),
+) -> Option<Area> {
+    let size = disk.size();
+    match check(disk, 0, size, to, scratch) {
+        Ok(area) => return Some(area),
+        Err(why) => refused(0, why),
+    }
+    None
+}
+
+/// Checks the mark of the area of `size` bytes at `start`.
+fn check(
+    disk: &mut dyn Disk,
+    start: u64,
+    size: u64,
+    to: To,
+    scratch: &mut [u8],
+) -> Result<Area, Unusable> {
+    // A whole disk may have an odd end that no area can use; a mark never lies there.
+    let layout = Layout::new(size).ok_or(Unusable::Size(size))?;
+    let block = &mut scratch[..BLOCK as usize];
+    disk.read(start + layout.trailer, block).map_err(Unusable::Disk)?;
+    let trailer = Trailer::parse(block).map_err(Unusable::Mark)?;
+    if trailer.area_size != size {
+        return Err(Unusable::Resized { reserved: trailer.area_size, found: size });
+    }
+    match to {
+        To::Refused => return Err(Unusable::Refused),
+        To::Area(uuid) if uuid != trailer.uuid => return Err(Unusable::Foreign(trailer.uuid)),
+        To::Area(_) | To::AnyArea => {}
+    }
+    if trailer.state == State::Complete {
+        return Err(Unusable::Unsaved);
+    }
+    Ok(Area { start, layout, trailer })
+}

@@ -1,0 +1,228 @@
+//! The CRC32 table of the core: one word per MiB, made while the core is written from its first
+//! byte to its last, in constant memory.
+//!
+//! Two blocks of the core are written again at the end (they say that the dump is complete), so the
+//! words of their chunks change afterwards. CRC32 is linear: the checksums of two messages of one
+//! length differ by the checksum of their difference, taken without the initial value, so no byte
+//! of the chunk need be read back.
+
+use crc32fast::Hasher;
+use format::{BLOCK, CRC_CHUNK};
+
+/// Words in one block of the table.
+pub const WORDS: usize = BLOCK as usize / 4;
+
+/// One block of the table: the checksums of [`WORDS`] chunks.
+pub type TableBlock = [u8; BLOCK as usize];
+
+/// Builds the table. The first block is kept to the end, the others are given away as they fill.
+pub struct CrcTable {
+    hasher: Hasher,
+    in_chunk: u64,
+    chunks: u64,
+    first: TableBlock,
+    current: TableBlock,
+    of_table: Hasher,
+}
+
+impl Default for CrcTable {
+    fn default() -> CrcTable {
+        CrcTable::new()
+    }
+}
+
+impl CrcTable {
+    /// The table of an empty core.
+    #[must_use]
+    pub fn new() -> CrcTable {
+        CrcTable {
+            hasher: Hasher::new(),
+            in_chunk: 0,
+            chunks: 0,
+            first: [0; BLOCK as usize],
+            current: [0; BLOCK as usize],
+            of_table: Hasher::new(),
+        }
+    }
+
+    /// Number of chunks finished.
+    #[must_use]
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Takes the next bytes of the core; they must not cross the end of a chunk. When they fill a
+    /// block of the table other than the first, returns it with its index.
+    pub fn add(&mut self, bytes: &[u8]) -> Option<(u64, &TableBlock)> {
+        self.hasher.update(bytes);
+        self.in_chunk += bytes.len() as u64;
+        if self.in_chunk < CRC_CHUNK {
+            return None;
+        }
+        self.end_chunk();
+        let (block, word) = self.position();
+        (word == 0 && block > 1).then_some((block - 1, &self.current))
+    }
+
+    /// Ends the core. Returns the last block of the table with its index, unless that is the first.
+    pub fn finish(&mut self) -> Option<(u64, &TableBlock)> {
+        if self.in_chunk > 0 {
+            self.end_chunk();
+        }
+        let (block, word) = self.position();
+        if word == 0 || block == 0 {
+            return None;
+        }
+        self.current[word * 4..].fill(0);
+        Some((block, &self.current))
+    }
+
+    /// The block and the word in it where the next checksum goes.
+    fn position(&self) -> (u64, usize) {
+        (self.chunks / WORDS as u64, (self.chunks % WORDS as u64) as usize)
+    }
+
+    fn end_chunk(&mut self) {
+        let (block, word) = self.position();
+        let hasher = core::mem::take(&mut self.hasher);
+        let crc = hasher.finalize().to_le_bytes();
+        let table = if block == 0 { &mut self.first } else { &mut self.current };
+        table[word * 4..][..4].copy_from_slice(&crc);
+        if block > 0 {
+            self.of_table.update(&crc);
+        }
+        self.chunks += 1;
+        self.in_chunk = 0;
+    }
+
+    /// Accounts for a block of the core, at byte `at` of it, that is written again after the end:
+    /// `before` is what was added for it, `after` what it is now. `core_size` is the size of the
+    /// whole core.
+    ///
+    /// Only chunks in the first block of the table can change; returns whether this one could.
+    pub fn replace(&mut self, core_size: u64, at: u64, before: &[u8], after: &[u8]) -> bool {
+        let chunk = at / CRC_CHUNK;
+        if chunk >= (WORDS as u64).min(self.chunks) {
+            return false;
+        }
+        let chunk_start = chunk * CRC_CHUNK;
+        let chunk_size = CRC_CHUNK.min(core_size - chunk_start);
+        let prefix = at - chunk_start;
+        let suffix = chunk_size - prefix - before.len() as u64;
+        let mut difference = Hasher::new();
+        add_zeros(&mut difference, prefix);
+        for (old, new) in before.iter().zip(after) {
+            difference.update(&[old ^ new]);
+        }
+        add_zeros(&mut difference, suffix);
+        let mut zeros = Hasher::new();
+        add_zeros(&mut zeros, chunk_size);
+        let change = difference.finalize() ^ zeros.finalize();
+        for (byte, change) in self.first[chunk as usize * 4..].iter_mut().zip(change.to_le_bytes())
+        {
+            *byte ^= change;
+        }
+        true
+    }
+
+    /// The first block of the table and the checksum of the whole table; to be asked at the end.
+    #[must_use]
+    pub fn first_block(&self) -> (&TableBlock, u32) {
+        let words = self.chunks.min(WORDS as u64) as usize;
+        let mut whole = Hasher::new();
+        whole.update(&self.first[..words * 4]);
+        whole.combine(&self.of_table);
+        (&self.first, whole.finalize())
+    }
+}
+
+fn add_zeros(hasher: &mut Hasher, mut count: u64) {
+    let zeros = [0; 4096];
+    while count > 0 {
+        let some = count.min(zeros.len() as u64);
+        hasher.update(&zeros[..some as usize]);
+        count -= some;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    /// The table as a file would hold it, and the checksum the builder gives for it.
+    fn build(core: &[u8], piece: usize, replaced: Option<(usize, &[u8])>) -> (Vec<u8>, u32) {
+        let mut table = CrcTable::new();
+        let mut blocks = BTreeMap::new();
+        for bytes in core.chunks(piece) {
+            if let Some((index, block)) = table.add(bytes) {
+                blocks.insert(index, *block);
+            }
+        }
+        if let Some((index, block)) = table.finish() {
+            blocks.insert(index, *block);
+        }
+        if let Some((at, after)) = replaced {
+            let before = &core[at..at + after.len()];
+            assert!(table.replace(core.len() as u64, at as u64, before, after));
+        }
+        let chunks = table.chunks() as usize;
+        let (first, crc) = table.first_block();
+        blocks.insert(0, *first);
+        let bytes: Vec<u8> = blocks.into_values().flatten().take(chunks * 4).collect();
+        (bytes, crc)
+    }
+
+    fn expected(core: &[u8]) -> Vec<u8> {
+        core.chunks(CRC_CHUNK as usize).flat_map(|c| format::crc32(c).to_le_bytes()).collect()
+    }
+
+    fn core(size: usize) -> Vec<u8> {
+        (0..size).map(|index| (index * 7 + index / 4096) as u8).collect()
+    }
+
+    #[test]
+    fn each_word_is_the_checksum_of_its_mib() {
+        for size in [4096, 1 << 20, (3 << 20) + 4096] {
+            let core = core(size);
+            let (table, crc) = build(&core, 4096, None);
+            assert_eq!(table, expected(&core), "core of {size} bytes");
+            assert_eq!(crc, format::crc32(&table));
+        }
+    }
+
+    #[test]
+    fn table_of_more_than_one_block_is_given_away_in_order() {
+        let mut table = CrcTable::new();
+        let mut chunk = core(CRC_CHUNK as usize);
+        let (mut words, mut blocks) = (Vec::new(), Vec::new());
+        for index in 0..2054u64 {
+            chunk[..8].copy_from_slice(&index.to_le_bytes());
+            words.extend_from_slice(&format::crc32(&chunk).to_le_bytes());
+            if let Some((index, block)) = table.add(&chunk) {
+                blocks.push((index, *block));
+            }
+        }
+        if let Some((index, block)) = table.finish() {
+            blocks.push((index, *block));
+        }
+        let (first, crc) = table.first_block();
+        assert_eq!(blocks.iter().map(|block| block.0).collect::<Vec<_>>(), [1, 2]);
+        let written = [&first[..], &blocks[0].1, &blocks[1].1[..6 * 4]].concat();
+        assert!(written == words);
+        assert_eq!(crc, format::crc32(&words));
+    }
+
+    #[test]
+    fn block_written_again_changes_the_word_as_if_it_had_been_so_from_the_start() {
+        let mut before = core((2 << 20) + 8192);
+        for at in [0, 4096, (1 << 20) - 4096, 2 << 20, (2 << 20) + 4096] {
+            let after: Vec<u8> = (0..4096).map(|index| (index * 13) as u8).collect();
+            let (table, crc) = build(&before, 4096, Some((at, &after)));
+            before[at..at + 4096].copy_from_slice(&after);
+            assert_eq!(table, expected(&before), "block at {at:#x}");
+            assert_eq!(crc, format::crc32(&table));
+        }
+    }
+}

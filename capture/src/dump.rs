@@ -1,0 +1,461 @@
+//! Writes the dump: head, memory, CRC32 table, and the trailer before and after.
+//!
+//! The order is what makes a dump that stops half-way readable: the trailer says `writing` before
+//! the first block of the core, the head stands before the memory and says "incomplete", and only
+//! when everything else is on the medium do the head and then the trailer say "complete".
+
+use core::fmt;
+
+use format::area::{Layout, Reason, State, Trailer};
+use format::record::{self, Record};
+use format::{BLOCK, CRC_CHUNK};
+use zerocopy::IntoBytes;
+
+use crate::area::Area;
+use crate::core_file::{self, CoreFile, E_FLAGS};
+use crate::crc::CrcTable;
+use crate::elfcorehdr::{Elfcorehdr, MAX_NOTE_BYTES};
+use crate::old::OldMemory;
+use crate::{Disk, DiskError, Machine, OldPhys};
+
+const PAGE: usize = BLOCK as usize;
+
+/// Most bytes in one request for old memory: long enough to keep a disk busy, short enough that
+/// requests of all ranges interleave.
+const MAX_REQUEST: u64 = CRC_CHUNK;
+
+/// Time between two lines of progress.
+const PROGRESS_US: u64 = 1_000_000;
+
+/// Unreadable pages that are named on the console; the others are only counted.
+const NAMED_PAGES: u64 = 8;
+
+/// Buffers of the dump, outside of the stack.
+pub struct Buffers {
+    /// For notes.
+    pub notes: [u8; MAX_NOTE_BYTES],
+    /// For a page of old memory.
+    pub page: [u8; PAGE],
+    /// The first block of the core as it was written first.
+    first: [u8; PAGE],
+    /// The block of the vendor note's record as it was written first.
+    record: [u8; PAGE],
+}
+
+impl Default for Buffers {
+    fn default() -> Buffers {
+        Buffers::new()
+    }
+}
+
+impl Buffers {
+    /// Empty buffers.
+    #[must_use]
+    pub const fn new() -> Buffers {
+        Buffers {
+            notes: [0; MAX_NOTE_BYTES],
+            page: [0; PAGE],
+            first: [0; PAGE],
+            record: [0; PAGE],
+        }
+    }
+}
+
+/// What is to be dumped.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// The dead kernel's headers.
+    pub headers: &'a Elfcorehdr,
+    /// What of them is believed.
+    pub old: &'a OldMemory,
+}
+
+/// What the payload says about itself in the vendor note.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    /// Name, version and git revision.
+    pub version: &'a str,
+    /// Memory it uses, in bytes.
+    pub memory_used: u64,
+}
+
+/// Why a dump ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// It cannot be laid out in this area; nothing was written.
+    Plan(core_file::Error),
+    /// The disk failed; the area holds a part of the dump.
+    Disk(DiskError),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Plan(error) => error.fmt(f),
+            Error::Disk(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<DiskError> for Error {
+    fn from(error: DiskError) -> Error {
+        Error::Disk(error)
+    }
+}
+
+/// A dump that was written whole. Times are microseconds since the payload's first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// Size of the core in bytes.
+    pub size: u64,
+    /// When the first block of the core was handed to the disk.
+    pub first_block_us: u64,
+    /// When everything was on the medium.
+    pub last_block_us: u64,
+    /// Pages of old memory read.
+    pub pages_read: u64,
+    /// Pages that could not be read and are zeros in the core.
+    pub pages_unreadable: u64,
+}
+
+/// Writes the dump of `source` to `area` of `disk`.
+///
+/// # Errors
+/// [`Error`]; the trailer then says "incomplete", if the disk still lets itself be written.
+pub fn write(
+    machine: &mut dyn Machine,
+    disk: &mut dyn Disk,
+    area: &Area,
+    source: Source<'_>,
+    payload: Payload<'_>,
+    buffers: &mut Buffers,
+) -> Result<Complete, Error> {
+    let notes = &mut buffers.notes;
+    let core = CoreFile::plan(machine, source.headers, notes, source.old, &area.layout)
+        .map_err(Error::Plan)?;
+    machine.say(format_args!(
+        "writing {} MiB in {} ranges to area {}",
+        core.size.div_ceil(1 << 20),
+        source.old.ranges().len(),
+        crate::area::Uuid(&area.trailer.uuid)
+    ));
+    let mut writer = Writer {
+        machine,
+        disk,
+        start: area.start,
+        layout: area.layout,
+        core,
+        at: 0,
+        crc: CrcTable::new(),
+        first_block_us: 0,
+        pages_read: 0,
+        pages_unreadable: 0,
+        said_us: 0,
+    };
+    let mut trailer = Trailer {
+        state: State::Writing,
+        sequence: area.trailer.sequence + 1,
+        ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
+    };
+    let written = writer.write_all(&mut trailer, source, payload, buffers);
+    if let Err(error) = written {
+        trailer.state = State::Incomplete;
+        trailer.reason = match error {
+            DiskError::Timeout => Reason::DiskTimeout,
+            DiskError::Failed | DiskError::Range => Reason::DiskError,
+        };
+        // The disk may be beyond writing even this; then `writing` stays, which says the same.
+        let _ = writer.write_trailer(&trailer);
+    }
+    Ok(written?)
+}
+
+struct Writer<'a> {
+    machine: &'a mut dyn Machine,
+    disk: &'a mut dyn Disk,
+    start: u64,
+    layout: Layout,
+    core: CoreFile,
+    /// Bytes of the core written so far: a multiple of the block size.
+    at: u64,
+    crc: CrcTable,
+    first_block_us: u64,
+    pages_read: u64,
+    pages_unreadable: u64,
+    said_us: u64,
+}
+
+impl Writer<'_> {
+    fn write_all(
+        &mut self,
+        trailer: &mut Trailer,
+        source: Source<'_>,
+        payload: Payload<'_>,
+        buffers: &mut Buffers,
+    ) -> Result<Complete, DiskError> {
+        self.write_trailer(trailer)?;
+        self.first_block_us = self.machine.now_us();
+        self.said_us = self.first_block_us;
+
+        let record = self.record(source, payload);
+        self.write_head(source, &record, buffers)?;
+        let core = self.core;
+        for (offset, range) in core.ranges(source.old) {
+            self.write_range(offset, range.source, range.size, &mut buffers.page)?;
+        }
+        if let Some((index, block)) = self.crc.finish() {
+            self.disk.write(self.start + self.layout.crc_table + index * BLOCK, block)?;
+        }
+        self.disk.flush()?;
+
+        let done_us = self.machine.now_us();
+        self.complete_head(&record, done_us, buffers)?;
+        let (first_block, table_crc) = self.crc.first_block();
+        self.disk.write(self.start + self.layout.crc_table, first_block)?;
+        self.disk.flush()?;
+
+        trailer.state = State::Complete;
+        trailer.core_size = self.core.size;
+        trailer.crc_count = self.crc.chunks();
+        trailer.crc_table_crc = table_crc;
+        self.write_trailer(trailer)?;
+        Ok(Complete {
+            size: self.core.size,
+            first_block_us: self.first_block_us,
+            last_block_us: self.machine.now_us(),
+            pages_read: self.pages_read,
+            pages_unreadable: self.pages_unreadable,
+        })
+    }
+
+    fn write_trailer(&mut self, trailer: &Trailer) -> Result<(), DiskError> {
+        self.disk.write(self.start + self.layout.trailer, &trailer.to_block())?;
+        self.disk.flush()
+    }
+
+    fn record(&self, source: Source<'_>, payload: Payload<'_>) -> Record {
+        let mut version = [0; 64];
+        let text = payload.version.as_bytes();
+        let size = text.len().min(version.len());
+        version[..size].copy_from_slice(&text[..size]);
+        Record {
+            version: record::VERSION.into(),
+            complete: 0.into(),
+            payload: version,
+            first_block_us: self.first_block_us.into(),
+            last_block_us: 0.into(),
+            pages_read: 0.into(),
+            pages_unreadable: 0.into(),
+            headers_dropped: source.old.dropped.into(),
+            memory_used: payload.memory_used.into(),
+        }
+    }
+
+    /// Writes the head block by block, keeping the two blocks that are written again at the end.
+    fn write_head(
+        &mut self,
+        source: Source<'_>,
+        record: &Record,
+        buffers: &mut Buffers,
+    ) -> Result<(), DiskError> {
+        let record_block = self.core.record_at() / BLOCK * BLOCK;
+        let mut blocks = HeadBlocks {
+            disk: &mut *self.disk,
+            crc: &mut self.crc,
+            start: self.start,
+            table: self.start + self.layout.crc_table,
+            at: 0,
+            filled: 0,
+            block: &mut buffers.page,
+            first: &mut buffers.first,
+            record: (record_block, &mut buffers.record),
+            result: Ok(()),
+        };
+        let (headers, old) = (source.headers, source.old);
+        self.core.write_head(self.machine, headers, &mut buffers.notes, old, record, &mut |bytes| {
+            blocks.take(bytes);
+        });
+        blocks.result?;
+        self.at = blocks.at;
+        Ok(())
+    }
+
+    /// Writes the head's two blocks again, now that the dump is complete.
+    fn complete_head(
+        &mut self,
+        record: &Record,
+        done_us: u64,
+        buffers: &mut Buffers,
+    ) -> Result<(), DiskError> {
+        let record = Record {
+            complete: 1.into(),
+            last_block_us: done_us.into(),
+            pages_read: self.pages_read.into(),
+            pages_unreadable: self.pages_unreadable.into(),
+            ..*record
+        };
+        let record_at = self.core.record_at();
+        let in_block = (record_at % BLOCK) as usize;
+
+        let mut first = buffers.first;
+        first[E_FLAGS..E_FLAGS + 4].fill(0);
+        if record_at < BLOCK {
+            first[in_block..in_block + record::SIZE].copy_from_slice(record.as_bytes());
+        } else {
+            let mut block = buffers.record;
+            block[in_block..in_block + record::SIZE].copy_from_slice(record.as_bytes());
+            self.replace(record_at / BLOCK * BLOCK, &buffers.record, &block)?;
+        }
+        self.replace(0, &buffers.first, &first)
+    }
+
+    fn replace(
+        &mut self,
+        at: u64,
+        before: &[u8; PAGE],
+        after: &[u8; PAGE],
+    ) -> Result<(), DiskError> {
+        // The head is far smaller than what the first block of the table covers (1 GiB).
+        if self.crc.replace(self.core.size, at, before, after) {
+            self.disk.write(self.start + at, after)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `size` bytes of old memory from `from` on to `offset` of the core. Whole blocks go by
+    /// DMA, the odd ends through `page`.
+    fn write_range(
+        &mut self,
+        offset: u64,
+        from: OldPhys,
+        size: u64,
+        page: &mut [u8; PAGE],
+    ) -> Result<(), DiskError> {
+        let end = offset + size;
+        let mut run = Run { offset, from, size: 0 };
+        let mut at = offset;
+        while at < end {
+            let next = (at / BLOCK * BLOCK + BLOCK).min(end);
+            let whole = next - at == BLOCK;
+            let (lead, length) = ((at % BLOCK) as usize, (next - at) as usize);
+            let source = OldPhys(from.0 + (at - offset));
+            if !whole {
+                page.fill(0);
+            }
+            let readable = self.machine.read_old(source, &mut page[lead..lead + length]).is_ok();
+            if !readable {
+                page.fill(0);
+                self.unreadable(source);
+            }
+            self.pages_read += u64::from(readable);
+            self.checksum(page)?;
+            if whole && readable {
+                if run.size == 0 {
+                    run = Run { offset: at, from: source, size: 0 };
+                }
+                run.size += BLOCK;
+            } else {
+                self.post(&mut run)?;
+                self.disk.write(self.start + at / BLOCK * BLOCK, page)?;
+            }
+            if run.size == MAX_REQUEST {
+                self.post(&mut run)?;
+                self.progress();
+            }
+            at = next;
+        }
+        self.post(&mut run)
+    }
+
+    /// Hands a run of whole readable blocks to the disk.
+    fn post(&mut self, run: &mut Run) -> Result<(), DiskError> {
+        if run.size > 0 {
+            self.disk.write_old(self.start + run.offset, run.from, run.size)?;
+            run.size = 0;
+        }
+        Ok(())
+    }
+
+    fn checksum(&mut self, block: &[u8; PAGE]) -> Result<(), DiskError> {
+        self.at += BLOCK;
+        match self.crc.add(block) {
+            Some((index, block)) => {
+                self.disk.write(self.start + self.layout.crc_table + index * BLOCK, block)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn unreadable(&mut self, at: OldPhys) {
+        self.pages_unreadable += 1;
+        if self.pages_unreadable <= NAMED_PAGES {
+            self.machine.say(format_args!("page at {at} cannot be read; it is zeros in the dump"));
+        }
+    }
+
+    fn progress(&mut self) {
+        let now = self.machine.now_us();
+        if now < self.said_us + PROGRESS_US {
+            return;
+        }
+        self.said_us = now;
+        self.machine.say(format_args!(
+            "{:3} %, {} of {} MiB, {} MB/s",
+            self.at * 100 / self.core.size.max(1),
+            self.at >> 20,
+            self.core.size >> 20,
+            self.at / (now - self.first_block_us).max(1)
+        ));
+    }
+}
+
+/// Old memory that is waiting to be handed to the disk in one request.
+struct Run {
+    offset: u64,
+    from: OldPhys,
+    size: u64,
+}
+
+/// Gathers the pieces of the head into blocks.
+struct HeadBlocks<'a> {
+    disk: &'a mut dyn Disk,
+    crc: &'a mut CrcTable,
+    start: u64,
+    table: u64,
+    at: u64,
+    filled: usize,
+    block: &'a mut [u8; PAGE],
+    first: &'a mut [u8; PAGE],
+    record: (u64, &'a mut [u8; PAGE]),
+    result: Result<(), DiskError>,
+}
+
+impl HeadBlocks<'_> {
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.result.is_ok() {
+            let some = bytes.len().min(PAGE - self.filled);
+            self.block[self.filled..self.filled + some].copy_from_slice(&bytes[..some]);
+            self.filled += some;
+            bytes = &bytes[some..];
+            if self.filled == PAGE {
+                self.result = self.write_block();
+                self.filled = 0;
+            }
+        }
+    }
+
+    fn write_block(&mut self) -> Result<(), DiskError> {
+        if self.at == 0 {
+            *self.first = *self.block;
+        }
+        if self.at == self.record.0 {
+            *self.record.1 = *self.block;
+        }
+        self.disk.write(self.start + self.at, self.block)?;
+        self.at += BLOCK;
+        match self.crc.add(self.block) {
+            Some((index, block)) => self.disk.write(self.table + index * BLOCK, block),
+            None => Ok(()),
+        }
+    }
+}

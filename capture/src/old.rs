@@ -1,0 +1,333 @@
+//! Old memory as the dump logic trusts it: what is left of the dead kernel's claims after each was
+//! checked.
+
+use core::fmt;
+
+use heapless::Vec;
+
+use crate::OldPhys;
+use crate::vmcoreinfo::Vmcoreinfo;
+
+/// Most ranges of old memory that are kept, neighbours merged. Machines of today have a few dozen.
+pub const MAX_RANGES: usize = 512;
+
+/// Most mappings of the kernel image.
+pub const MAX_IMAGE_MAPPINGS: usize = 8;
+
+/// A range of old memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Where its bytes are now.
+    pub source: OldPhys,
+    /// The physical address that they had under the dead kernel. It differs from `source` for
+    /// memory that kexec moved out of the way.
+    pub phys: u64,
+    /// The address at which the dead kernel's direct map had it.
+    pub virt: u64,
+    /// Size in bytes, not zero.
+    pub size: u64,
+}
+
+impl Range {
+    fn continues(&self, next: &Range) -> bool {
+        self.source.0.checked_add(self.size) == Some(next.source.0)
+            && self.phys.checked_add(self.size) == Some(next.phys)
+            && self.virt.checked_add(self.size) == Some(next.virt)
+    }
+
+    /// The part of `phys..phys + size` that lies in this range.
+    fn intersection(&self, phys: u64, size: u64) -> Option<(u64, u64)> {
+        let start = self.phys.max(phys);
+        let end = (self.phys + self.size).min(phys.checked_add(size)?);
+        (start < end).then(|| (start, end - start))
+    }
+}
+
+/// A mapping of the kernel image: the same physical memory as a part of a [`Range`], at the address
+/// the kernel runs at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageMapping {
+    /// Virtual address.
+    pub virt: u64,
+    /// Physical address, inside a [`Range`].
+    pub phys: u64,
+    /// Size in bytes, not zero.
+    pub size: u64,
+}
+
+/// Why a claim about a range of memory is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// No byte of it is in memory.
+    Empty,
+    /// An address and the size add up beyond 64 bits.
+    Wraps,
+    /// It reaches beyond what the processor can address.
+    OutsideAddressSpace,
+    /// It covers memory that another range covers already.
+    Overlaps,
+    /// More ranges than are kept.
+    TooMany,
+    /// A mapping of the kernel image whose memory is not in any range.
+    NotInMemory,
+    /// A mapping of the kernel image that VMCOREINFO contradicts.
+    AgainstVmcoreinfo,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refused::Empty => "no byte of it is in memory",
+            Refused::Wraps => "address and size overflow",
+            Refused::OutsideAddressSpace => "outside of what the processor can address",
+            Refused::Overlaps => "overlaps memory claimed before",
+            Refused::TooMany => "more ranges than this payload keeps",
+            Refused::NotInMemory => "the kernel image is not in this memory",
+            Refused::AgainstVmcoreinfo => "VMCOREINFO places the kernel image elsewhere",
+        })
+    }
+}
+
+/// Start of the kernel image's mapping on x86_64, whatever KASLR did (__START_KERNEL_map in
+/// arch/x86/include/asm/page_64_types.h, kernel 6.1).
+pub const X86_64_IMAGE_BASE: u64 = 0xffff_ffff_8000_0000;
+
+/// KERNEL_IMAGE_SIZE where VMCOREINFO does not tell it: 1 GiB, the size with KASLR (same file).
+const X86_64_IMAGE_SIZE: i64 = 1 << 30;
+
+/// The kernel image is mapped by pages of 2 MiB.
+const X86_64_IMAGE_ALIGN: u64 = 2 << 20;
+
+/// Old memory: ranges that exist, do not overlap and can be addressed.
+pub struct OldMemory {
+    ranges: Vec<Range, MAX_RANGES>,
+    image: Vec<ImageMapping, MAX_IMAGE_MAPPINGS>,
+    /// What the kernel tells about itself.
+    pub vmcoreinfo: Vmcoreinfo,
+    /// Number of claims that were not believed.
+    pub dropped: u64,
+}
+
+impl Default for OldMemory {
+    fn default() -> OldMemory {
+        OldMemory::new()
+    }
+}
+
+impl OldMemory {
+    /// Without any memory.
+    #[must_use]
+    pub const fn new() -> OldMemory {
+        OldMemory {
+            ranges: Vec::new(),
+            image: Vec::new(),
+            vmcoreinfo: Vmcoreinfo::empty(),
+            dropped: 0,
+        }
+    }
+
+    /// The ranges of memory, in the order they were claimed.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// The mappings of the kernel image.
+    #[must_use]
+    pub fn image(&self) -> &[ImageMapping] {
+        &self.image
+    }
+
+    /// Bytes in all ranges.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.ranges.iter().map(|range| range.size).sum()
+    }
+
+    /// Takes over a range, if its addresses can be believed: all its bytes below `limit`, the
+    /// first address beyond what the processor can address.
+    ///
+    /// # Errors
+    /// [`Refused`] says why not.
+    pub fn add_range(&mut self, range: Range, limit: u64) -> Result<(), Refused> {
+        if range.size == 0 {
+            return Err(Refused::Empty);
+        }
+        let end = |start: u64| start.checked_add(range.size - 1).ok_or(Refused::Wraps);
+        end(range.virt)?;
+        if end(range.source.0)? >= limit || end(range.phys)? >= limit {
+            return Err(Refused::OutsideAddressSpace);
+        }
+        let overlaps = self.ranges.iter().any(|known| {
+            let apart = |a: u64, b: u64| a + known.size <= b || b + range.size <= a;
+            !apart(known.source.0, range.source.0) || !apart(known.phys, range.phys)
+        });
+        if overlaps {
+            return Err(Refused::Overlaps);
+        }
+        match self.ranges.last_mut() {
+            Some(last) if last.continues(&range) => {
+                last.size += range.size;
+                Ok(())
+            }
+            _ => self.ranges.push(range).map_err(|_| Refused::TooMany),
+        }
+    }
+
+    /// Takes over a mapping of the kernel image, if it lies in memory and VMCOREINFO does not
+    /// contradict it. A mapping whose memory lies in several ranges becomes several mappings.
+    ///
+    /// # Errors
+    /// [`Refused`] says why not.
+    pub fn add_image(&mut self, claim: ImageMapping) -> Result<(), Refused> {
+        if claim.size == 0 {
+            return Err(Refused::Empty);
+        }
+        claim.virt.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
+        claim.phys.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
+        let told = self.image_phys(claim.virt);
+        if told.is_some_and(|phys| phys != claim.phys) {
+            return Err(Refused::AgainstVmcoreinfo);
+        }
+        let covered: u64 = self.intersections(claim).map(|part| part.size).sum();
+        if covered != claim.size {
+            return Err(Refused::NotInMemory);
+        }
+        let mut parts = Vec::<ImageMapping, MAX_IMAGE_MAPPINGS>::new();
+        for part in self.intersections(claim) {
+            parts.push(part).map_err(|_| Refused::TooMany)?;
+        }
+        self.image.extend_from_slice(&parts).map_err(|_| Refused::TooMany)
+    }
+
+    /// Where VMCOREINFO says that the kernel image's address `virt` is in physical memory:
+    /// `virt - __START_KERNEL_map + phys_base`.
+    fn image_phys(&self, virt: u64) -> Option<u64> {
+        let phys_base = self.vmcoreinfo.number("phys_base")?;
+        virt.checked_sub(X86_64_IMAGE_BASE)?.checked_add_signed(phys_base)
+    }
+
+    /// The kernel image's mapping as VMCOREINFO alone tells it, for when `elfcorehdr` has no
+    /// header for it or a wrong one.
+    ///
+    /// VMCOREINFO names the image's start but not its end, so the mapping reaches to the end of
+    /// the memory that it lies in, or of the address range that the kernel keeps for its image.
+    #[must_use]
+    pub fn image_from_vmcoreinfo(&self) -> Option<ImageMapping> {
+        let start = self.vmcoreinfo.symbol("_stext")? & !(X86_64_IMAGE_ALIGN - 1);
+        let phys = self.image_phys(start)?;
+        let most = self.vmcoreinfo.number("KERNEL_IMAGE_SIZE").unwrap_or(X86_64_IMAGE_SIZE);
+        let end = X86_64_IMAGE_BASE.checked_add(u64::try_from(most).ok()?)?;
+        let (phys_start, size) = self
+            .ranges
+            .iter()
+            .find_map(|range| range.intersection(phys, end.checked_sub(start)?))?;
+        (phys_start == phys).then_some(ImageMapping { virt: start, phys, size })
+    }
+
+    fn intersections(&self, claim: ImageMapping) -> impl Iterator<Item = ImageMapping> {
+        self.ranges.iter().filter_map(move |range| {
+            let (phys, size) = range.intersection(claim.phys, claim.size)?;
+            Some(ImageMapping { virt: claim.virt + (phys - claim.phys), phys, size })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 1 << 40;
+
+    fn range(phys: u64, size: u64) -> Range {
+        let virt = phys.wrapping_add(0xffff_8880_0000_0000);
+        Range { source: OldPhys(phys), phys, virt, size }
+    }
+
+    fn memory(ranges: &[(u64, u64)]) -> OldMemory {
+        let mut old = OldMemory::new();
+        for &(phys, size) in ranges {
+            old.add_range(range(phys, size), LIMIT).unwrap();
+        }
+        old
+    }
+
+    #[test]
+    fn neighbours_become_one_range() {
+        let old = memory(&[(0x1000, 0x1000), (0x2000, 0x3000), (0x10000, 0x1000)]);
+        assert_eq!(old.ranges(), [range(0x1000, 0x4000), range(0x10000, 0x1000)]);
+        assert_eq!(old.size(), 0x5000);
+    }
+
+    #[test]
+    fn impossible_ranges_are_refused_one_by_one() {
+        let mut old = memory(&[(0x1000, 0x4000)]);
+        let refused = [
+            (range(0x8000, 0), Refused::Empty),
+            (range(LIMIT - 0x1000, 0x2000), Refused::OutsideAddressSpace),
+            (range(u64::MAX - 0xfff, 0x2000), Refused::Wraps),
+            (range(0x4000, 0x1000), Refused::Overlaps),
+            (range(0, 0x10000), Refused::Overlaps),
+            (Range { phys: 0x9000, ..range(0x1000, 0x1000) }, Refused::Overlaps),
+            (Range { virt: u64::MAX - 5, ..range(0x9000, 0x1000) }, Refused::Wraps),
+        ];
+        for (claim, why) in refused {
+            assert_eq!(old.add_range(claim, LIMIT), Err(why), "{claim:?}");
+        }
+        assert_eq!(old.ranges(), [range(0x1000, 0x4000)]);
+    }
+
+    #[test]
+    fn more_ranges_than_are_kept_are_refused_and_the_others_stand() {
+        let mut old = OldMemory::new();
+        for index in 0..MAX_RANGES as u64 {
+            old.add_range(range(index * 0x2000, 0x1000), LIMIT).unwrap();
+        }
+        assert_eq!(old.add_range(range(0x1000_0000, 0x1000), LIMIT), Err(Refused::TooMany));
+        assert_eq!(old.ranges().len(), MAX_RANGES);
+    }
+
+    #[test]
+    fn image_mapping_must_lie_in_memory_and_agree_with_vmcoreinfo() {
+        let mut old = memory(&[(0x10_0000, 0x1000_0000)]);
+        old.vmcoreinfo.set(b"NUMBER(phys_base)=-16777216\n");
+        let claim = ImageMapping { virt: 0xffff_ffff_8200_0000, phys: 0x100_0000, size: 0x40_0000 };
+        assert_eq!(old.add_image(claim), Ok(()));
+        assert_eq!(old.image(), [claim]);
+        let moved = ImageMapping { phys: 0x200_0000, ..claim };
+        assert_eq!(old.add_image(moved), Err(Refused::AgainstVmcoreinfo));
+        let large = ImageMapping { size: 0x2000_0000, ..claim };
+        assert_eq!(old.add_image(large), Err(Refused::NotInMemory));
+        // What kexec-tools writes on a kernel whose /proc/kallsyms lacks _text.
+        let garbage = ImageMapping { virt: u64::MAX - 0xfff, phys: 0, size: u64::MAX };
+        assert_eq!(old.add_image(garbage), Err(Refused::Wraps));
+    }
+
+    #[test]
+    fn image_mapping_across_two_ranges_becomes_two() {
+        let mut old = OldMemory::new();
+        old.add_range(range(0x10_0000, 0x10_0000), LIMIT).unwrap();
+        old.add_range(Range { virt: 0x7000_0000, ..range(0x20_0000, 0x10_0000) }, LIMIT).unwrap();
+        let virt = X86_64_IMAGE_BASE;
+        old.add_image(ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
+        let parts = [
+            ImageMapping { virt, phys: 0x18_0000, size: 0x8_0000 },
+            ImageMapping { virt: virt + 0x8_0000, phys: 0x20_0000, size: 0x8_0000 },
+        ];
+        assert_eq!(old.image(), parts);
+    }
+
+    #[test]
+    fn image_mapping_comes_from_vmcoreinfo_when_the_header_is_missing() {
+        let mut old = memory(&[(0, 0x9f000), (0x10_0000, 0x1ff0_0000)]);
+        assert_eq!(old.image_from_vmcoreinfo(), None);
+        old.vmcoreinfo.set(
+            b"SYMBOL(_stext)=ffffffff9c200000\nNUMBER(phys_base)=-452984832\n\
+              NUMBER(KERNEL_IMAGE_SIZE)=1073741824\n",
+        );
+        let virt = 0xffff_ffff_9c20_0000;
+        let phys = 0x1c20_0000 - 452_984_832;
+        let size = (0x1ff0_0000 + 0x10_0000 - phys).min(0xffff_ffff_c000_0000 - virt);
+        assert_eq!(old.image_from_vmcoreinfo(), Some(ImageMapping { virt, phys, size }));
+    }
+}

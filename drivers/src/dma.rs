@@ -1,0 +1,173 @@
+//! Memory that devices read and write by themselves.
+//!
+//! One pool, in the payload's own memory, handed out while disks are opened; the dump loop
+//! allocates nothing.
+
+#![allow(unsafe_code)]
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use linked_list_allocator::Heap;
+use spin::Mutex;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::PhysAddr;
+
+/// Pages are handed out whole, so that no two users share a cache line.
+const PAGE: usize = 4096;
+
+/// The pool that DMA buffers come from.
+pub struct DmaPool {
+    heap: Mutex<Heap>,
+    /// Physical address of a byte minus its virtual address.
+    offset: u64,
+}
+
+impl DmaPool {
+    /// A pool over `size` bytes at `base`. `offset` is what must be added, modulo 2^64, to an
+    /// address there to get its physical address.
+    ///
+    /// # Safety
+    /// The memory must be the pool's alone for as long as the payload runs, writable, physically
+    /// contiguous, and mapped as `offset` says.
+    #[must_use]
+    pub unsafe fn new(base: NonNull<u8>, size: usize, offset: u64) -> DmaPool {
+        let mut heap = Heap::empty();
+        // SAFETY: the caller hands the memory over to this pool.
+        unsafe { heap.init(base.as_ptr(), size) };
+        DmaPool { heap: Mutex::new(heap), offset }
+    }
+
+    /// A zeroed buffer of at least `size` bytes, in whole pages. `None` when the pool is used up.
+    #[must_use]
+    pub fn allocate(&self, size: usize) -> Option<DmaBuffer<'_>> {
+        let layout = Layout::from_size_align(size.next_multiple_of(PAGE), PAGE).ok()?;
+        let base = self.heap.lock().allocate_first_fit(layout).ok()?;
+        // SAFETY: the allocation is this buffer's alone and has the layout's size.
+        unsafe { base.as_ptr().write_bytes(0, layout.size()) };
+        Some(DmaBuffer { pool: self, base, layout })
+    }
+
+    /// Bytes of the pool that are in use.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.heap.lock().used()
+    }
+}
+
+/// A buffer that a device may read and write at any time. So the payload never holds a reference
+/// into it: every access copies. Accesses outside of it read zeros and write nothing, which only
+/// a defect in a driver can cause.
+pub struct DmaBuffer<'a> {
+    pool: &'a DmaPool,
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the buffer is the only owner of its memory, and the pool is behind a lock.
+unsafe impl Send for DmaBuffer<'_> {}
+
+impl DmaBuffer<'_> {
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// The physical address of the byte at `offset`.
+    #[must_use]
+    pub fn phys(&self, offset: usize) -> PhysAddr {
+        let address = (self.base.as_ptr() as u64).wrapping_add(self.pool.offset);
+        PhysAddr(address.wrapping_add(offset as u64))
+    }
+
+    /// Reads a value at `offset`.
+    #[must_use]
+    pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        debug_assert!(self.holds(offset, size_of::<T>()));
+        if !self.holds(offset, size_of::<T>()) {
+            return T::new_zeroed();
+        }
+        // SAFETY: the bytes lie within the buffer; any bytes are a T; packed access is what
+        // read_unaligned would do, but a device may write meanwhile, hence volatile.
+        unsafe { self.base.as_ptr().add(offset).cast::<Packed<T>>().read_volatile().0 }
+    }
+
+    /// Writes a value at `offset`.
+    pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
+        debug_assert!(self.holds(offset, size_of::<T>()));
+        if self.holds(offset, size_of::<T>()) {
+            // SAFETY: as in `read`.
+            unsafe {
+                self.base.as_ptr().add(offset).cast::<Packed<T>>().write_volatile(Packed(value));
+            }
+        }
+    }
+
+    /// Copies `bytes` to `offset`.
+    pub fn write_bytes(&self, offset: usize, bytes: &[u8]) {
+        debug_assert!(self.holds(offset, bytes.len()));
+        if self.holds(offset, bytes.len()) {
+            // SAFETY: the destination lies within the buffer, which no reference points into.
+            unsafe {
+                self.base.as_ptr().add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+            }
+        }
+    }
+
+    /// Copies the bytes at `offset` into `into`.
+    pub fn read_bytes(&self, offset: usize, into: &mut [u8]) {
+        debug_assert!(self.holds(offset, into.len()));
+        if self.holds(offset, into.len()) {
+            // SAFETY: the source lies within the buffer, which `into` cannot point into.
+            unsafe {
+                into.as_mut_ptr().copy_from_nonoverlapping(self.base.as_ptr().add(offset), into.len())
+            }
+        }
+    }
+
+    fn holds(&self, offset: usize, size: usize) -> bool {
+        offset.checked_add(size).is_some_and(|end| end <= self.size())
+    }
+}
+
+impl Drop for DmaBuffer<'_> {
+    fn drop(&mut self) {
+        // SAFETY: allocated from this pool with this layout, and dropped once. Drivers reset their
+        // device before they drop its buffers, or leak them.
+        unsafe { self.pool.heap.lock().deallocate(self.base, self.layout) }
+    }
+}
+
+#[repr(C, packed)]
+struct Packed<T>(T);
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    /// A pool in ordinary memory, where the physical address is the pointer.
+    pub fn host_pool(size: usize) -> &'static DmaPool {
+        let memory = Box::leak(std::vec![0u64; size / 8].into_boxed_slice());
+        let base = NonNull::new(memory.as_mut_ptr().cast()).unwrap();
+        // SAFETY: leaked, so the memory is the pool's for ever; its address is its own "physical"
+        // one.
+        Box::leak(Box::new(unsafe { DmaPool::new(base, size, 0) }))
+    }
+
+    #[test]
+    fn buffers_are_whole_zeroed_pages_and_come_back() {
+        let pool = host_pool(64 << 10);
+        let buffer = pool.allocate(100).unwrap();
+        assert_eq!((buffer.size(), buffer.phys(0).0 % 4096), (4096, 0));
+        buffer.write(8, 0x1122_3344_5566_7788u64);
+        assert_eq!(buffer.read::<u64>(8), 0x1122_3344_5566_7788);
+        assert_eq!(buffer.phys(8).0, buffer.phys(0).0 + 8);
+        drop(buffer);
+        assert_eq!(pool.used(), 0);
+        assert_eq!(pool.allocate(4096).unwrap().read::<u64>(8), 0);
+        assert!(pool.allocate(1 << 20).is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! What firmware tells about the machine.
+
+pub mod acpi;
