@@ -1,1 +1,137 @@
-//! placeholder
+//! virtio devices, version 1 ("modern").
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.2; section numbers are of that document.
+
+pub mod blk;
+pub mod pci;
+pub mod queue;
+
+use crate::PhysAddr;
+use crate::clock::{Clock, Deadline, TimedOut};
+
+/// Bits of the device status (section 2.1).
+pub mod status {
+    /// The driver has seen the device.
+    pub const ACKNOWLEDGE: u8 = 1;
+    /// The driver knows how to drive it.
+    pub const DRIVER: u8 = 2;
+    /// The driver is ready.
+    pub const DRIVER_OK: u8 = 4;
+    /// The features are settled.
+    pub const FEATURES_OK: u8 = 8;
+    /// The driver gave the device up.
+    pub const FAILED: u8 = 128;
+}
+
+/// The device follows version 1 (section 6).
+pub const FEATURE_VERSION_1: u64 = 1 << 32;
+/// Addresses go through the platform's translation, where there is one (section 6).
+pub const FEATURE_ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// Longest wait for a device to finish its reset. Nothing in the specification bounds it; QEMU and
+/// real devices take microseconds.
+const RESET_US: u64 = 1_000_000;
+
+/// Addresses of the three parts of a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueAddresses {
+    /// Descriptor table.
+    pub descriptors: PhysAddr,
+    /// Available ring, written by the driver.
+    pub available: PhysAddr,
+    /// Used ring, written by the device.
+    pub used: PhysAddr,
+}
+
+/// How a driver talks to a device, over whatever bus.
+pub trait Transport {
+    /// Reads the device status; all ones when the device is gone.
+    fn status(&self) -> u8;
+
+    /// Writes the device status; 0 begins a reset.
+    fn set_status(&self, status: u8);
+
+    /// Reads the features that the device offers.
+    fn device_features(&self) -> u64;
+
+    /// Writes the features that the driver takes.
+    fn set_driver_features(&self, features: u64);
+
+    /// The largest size of queue `index`; 0 when there is none.
+    fn max_queue_size(&self, index: u16) -> u16;
+
+    /// Sets queue `index` up without interrupts, and enables it.
+    fn enable_queue(&self, index: u16, size: u16, addresses: QueueAddresses);
+
+    /// Tells the device that queue `index` has something new.
+    fn notify(&self, index: u16);
+
+    /// Reads four bytes of the device-specific configuration.
+    fn config32(&self, offset: u64) -> u32;
+}
+
+/// Why a device cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// It did not finish its reset, or is gone.
+    Reset,
+    /// It does not follow version 1 of the specification, or lacks a feature that is needed.
+    Features,
+    /// Its queue is missing or too small.
+    Queue,
+    /// Its configuration makes no sense.
+    Config,
+    /// It cannot be written.
+    ReadOnly,
+    /// No DMA memory is left.
+    Memory,
+}
+
+impl core::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            OpenError::Reset => "does not reset",
+            OpenError::Features => "does not speak virtio 1",
+            OpenError::Queue => "has no usable queue",
+            OpenError::Config => "has an impossible configuration",
+            OpenError::ReadOnly => "is read-only",
+            OpenError::Memory => "no DMA memory is left for it",
+        })
+    }
+}
+
+/// Resets a device and waits until it has.
+///
+/// # Errors
+/// [`TimedOut`] when it does not.
+pub fn reset(transport: &dyn Transport, clock: &dyn Clock) -> Result<(), TimedOut> {
+    transport.set_status(0);
+    Deadline::after_us(clock, RESET_US).poll(clock, || (transport.status() == 0).then_some(()))
+}
+
+/// Resets a device and settles the features: all those of `wanted` that it offers, version 1 among
+/// them. Returns what was settled.
+///
+/// # Errors
+/// [`OpenError::Reset`] or [`OpenError::Features`].
+pub fn negotiate(
+    transport: &dyn Transport,
+    clock: &dyn Clock,
+    wanted: u64,
+) -> Result<u64, OpenError> {
+    reset(transport, clock).map_err(|TimedOut| OpenError::Reset)?;
+    let begun = status::ACKNOWLEDGE | status::DRIVER;
+    transport.set_status(begun);
+    let features = transport.device_features() & (wanted | FEATURE_VERSION_1);
+    if features & FEATURE_VERSION_1 == 0 {
+        transport.set_status(status::FAILED);
+        return Err(OpenError::Features);
+    }
+    transport.set_driver_features(features);
+    transport.set_status(begun | status::FEATURES_OK);
+    if transport.status() != begun | status::FEATURES_OK {
+        transport.set_status(status::FAILED);
+        return Err(OpenError::Features);
+    }
+    Ok(features)
+}

@@ -1,0 +1,150 @@
+//! A split virtqueue (section 2.7) whose descriptors are fixed chains of three.
+//!
+//! Slot `n` owns descriptors `3n` to `3n + 2`: header, data, status. So nothing is ever searched
+//! or allocated, and a slot number that the device gives back is checked against what is under way.
+
+use core::sync::atomic::{Ordering, fence};
+
+use crate::PhysAddr;
+use crate::dma::{DmaBuffer, DmaPool};
+use crate::virtio::QueueAddresses;
+
+/// Most requests under way at once.
+pub const MAX_SLOTS: u16 = 32;
+
+/// Descriptors of a slot.
+const CHAIN: u16 = 3;
+
+const DESCRIPTOR_BYTES: usize = 16;
+const NEXT: u16 = 1;
+const DEVICE_WRITES: u16 = 2;
+/// The driver wants no interrupts (section 2.7.6).
+const NO_INTERRUPT: u16 = 1;
+
+/// A part of a request: an address, a size, and whether the device writes there.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// Where it is.
+    pub at: PhysAddr,
+    /// Size in bytes, not zero.
+    pub size: u32,
+    /// Whether the device writes it; otherwise it reads it.
+    pub device_writes: bool,
+}
+
+/// The device gave back what it never was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lie;
+
+/// A queue in DMA memory.
+pub struct Queue<'a> {
+    memory: DmaBuffer<'a>,
+    size: u16,
+    available: u16,
+    seen: u16,
+    busy: u32,
+}
+
+impl<'a> Queue<'a> {
+    /// A queue of at most `max_size` descriptors, not yet known to the device. `None` when that is
+    /// too few for a single slot or the pool is used up.
+    pub fn new(pool: &'a DmaPool, max_size: u16) -> Option<Queue<'a>> {
+        // A power of two, as devices want it, and no more than the slots need.
+        let most = (MAX_SLOTS * CHAIN).next_power_of_two();
+        let size = if max_size >= most { most } else { 1 << max_size.checked_ilog2()? };
+        if size < CHAIN {
+            return None;
+        }
+        let bytes = used_offset(size) + 6 + 8 * usize::from(size);
+        let memory = pool.allocate(bytes)?;
+        memory.write(available_offset(size), NO_INTERRUPT);
+        Some(Queue { memory, size, available: 0, seen: 0, busy: 0 })
+    }
+
+    /// Number of descriptors.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// What the device needs to know.
+    #[must_use]
+    pub fn addresses(&self) -> QueueAddresses {
+        QueueAddresses {
+            descriptors: self.memory.phys(0),
+            available: self.memory.phys(available_offset(self.size)),
+            used: self.memory.phys(used_offset(self.size)),
+        }
+    }
+
+    /// A slot that is free.
+    #[must_use]
+    pub fn free_slot(&self) -> Option<u16> {
+        let slots = (self.size / CHAIN).min(MAX_SLOTS);
+        (0..slots).find(|slot| self.busy & 1 << slot == 0)
+    }
+
+    /// Whether anything is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy != 0
+    }
+
+    /// Hands a request of one to three parts to the device, which still needs to be notified.
+    pub fn submit(&mut self, slot: u16, parts: &[Buffer]) {
+        let head = slot * CHAIN;
+        for (index, part) in (0..CHAIN).zip(parts) {
+            let last = usize::from(index) + 1 == parts.len();
+            let flags = if last { 0 } else { NEXT }
+                | if part.device_writes { DEVICE_WRITES } else { 0 };
+            let at = usize::from(head + index) * DESCRIPTOR_BYTES;
+            self.memory.write(at, part.at.0);
+            self.memory.write(at + 8, part.size);
+            self.memory.write(at + 12, flags);
+            self.memory.write(at + 14, if last { 0 } else { head + index + 1 });
+        }
+        let ring = available_offset(self.size);
+        let entry = usize::from(self.available % self.size);
+        self.memory.write(ring + 4 + 2 * entry, head);
+        self.available = self.available.wrapping_add(1);
+        self.busy |= 1 << slot;
+        // The device must see the request before the index that announces it.
+        fence(Ordering::SeqCst);
+        self.memory.write(ring + 2, self.available);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The slot of a request that the device has finished since the last call, if any.
+    ///
+    /// # Errors
+    /// [`Lie`] when the device names a slot that has nothing under way.
+    pub fn finished(&mut self) -> Result<Option<u16>, Lie> {
+        let ring = used_offset(self.size);
+        let index: u16 = self.memory.read(ring + 2);
+        if index == self.seen {
+            return Ok(None);
+        }
+        fence(Ordering::SeqCst);
+        let entry = usize::from(self.seen % self.size);
+        let head: u32 = self.memory.read(ring + 4 + 8 * entry);
+        self.seen = self.seen.wrapping_add(1);
+        let slot = head / u32::from(CHAIN);
+        let under_way = head.is_multiple_of(u32::from(CHAIN))
+            && slot < u32::from(MAX_SLOTS)
+            && self.busy & 1 << slot != 0;
+        if !under_way {
+            return Err(Lie);
+        }
+        self.busy &= !(1 << slot);
+        Ok(Some(slot as u16))
+    }
+}
+
+fn available_offset(size: u16) -> usize {
+    DESCRIPTOR_BYTES * usize::from(size)
+}
+
+/// The used ring follows the available ring, whose last word is unused, aligned to 4.
+fn used_offset(size: u16) -> usize {
+    (available_offset(size) + 6 + 2 * usize::from(size)).next_multiple_of(4)
+}
