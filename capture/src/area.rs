@@ -58,7 +58,9 @@ impl fmt::Display for Unusable {
                 write!(f, "another area than capture.to asks for: uuid {}", Uuid(uuid))
             }
             Unusable::Unsaved => f.write_str("it holds an unsaved dump (use: loader save)"),
-            Unusable::Refused => f.write_str("capture.to was not understood, so nothing is written"),
+            Unusable::Refused => {
+                f.write_str("capture.to was not understood, so nothing is written")
+            }
         }
     }
 }

@@ -19,9 +19,9 @@ use goblin::elf64::program_header::{PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE, SIZEOF_P
 use heapless::Vec;
 use zerocopy::IntoBytes;
 
+use crate::Machine;
 use crate::elfcorehdr::Elfcorehdr;
 use crate::old::{OldMemory, Range};
-use crate::Machine;
 
 /// Where e_flags lies in the ELF header.
 pub const E_FLAGS: usize = 48;
@@ -38,7 +38,8 @@ const PN_XNUM: u64 = 0xffff;
 const SIZEOF_SHDR: u64 = 64;
 
 /// The vendor note up to its descriptor: header and name.
-const VENDOR_NOTE_HEAD: u64 = (size_of::<NoteHeader>() + record::NAME.len() + 1).next_multiple_of(4) as u64;
+const VENDOR_NOTE_HEAD: u64 =
+    (size_of::<NoteHeader>() + record::NAME.len() + 1).next_multiple_of(4) as u64;
 
 /// Why a core cannot be laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,9 @@ pub enum Error {
 impl core::fmt::Display for Error {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Error::HeadTooLarge(size) => write!(f, "the notes take {size} bytes, which no machine needs"),
+            Error::HeadTooLarge(size) => {
+                write!(f, "the notes take {size} bytes, which no machine needs")
+            }
             Error::AreaTooSmall { needs, has } => write!(
                 f,
                 "the area is too small: the dump needs {} MiB, the area has room for {} MiB",
@@ -206,7 +209,8 @@ impl CoreFile {
 
     fn write_program_headers(&self, old: &OldMemory, out: &mut dyn FnMut(&[u8])) {
         let notes_end = self.record_at() + record::SIZE as u64;
-        let notes = Segment { offset: self.notes_at, size: notes_end - self.notes_at, ..Segment::NOTE };
+        let notes =
+            Segment { offset: self.notes_at, size: notes_end - self.notes_at, ..Segment::NOTE };
         out(&notes.bytes());
         for mapping in old.image() {
             // Its memory lies in exactly one range (OldMemory::add_image).
@@ -253,8 +257,7 @@ struct Segment {
 }
 
 impl Segment {
-    const NOTE: Segment =
-        Segment { kind: PT_NOTE, flags: 0, offset: 0, virt: 0, phys: 0, size: 0 };
+    const NOTE: Segment = Segment { kind: PT_NOTE, flags: 0, offset: 0, virt: 0, phys: 0, size: 0 };
     const LOAD: Segment = Segment { kind: PT_LOAD, flags: PF_R | PF_W | PF_X, ..Segment::NOTE };
 
     fn bytes(&self) -> Vec<u8, SIZEOF_PHDR> {

@@ -61,7 +61,7 @@ impl CrcTable {
         }
         self.end_chunk();
         let (block, word) = self.position();
-        (word == 0 && block > 1).then_some((block - 1, &self.current))
+        (word == 0 && block > 1).then(|| (block - 1, &self.current))
     }
 
     /// Ends the core. Returns the last block of the table with its index, unless that is the first.

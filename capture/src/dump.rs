@@ -52,12 +52,7 @@ impl Buffers {
     /// Empty buffers.
     #[must_use]
     pub const fn new() -> Buffers {
-        Buffers {
-            notes: [0; MAX_NOTE_BYTES],
-            page: [0; PAGE],
-            first: [0; PAGE],
-            record: [0; PAGE],
-        }
+        Buffers { notes: [0; MAX_NOTE_BYTES], page: [0; PAGE], first: [0; PAGE], record: [0; PAGE] }
     }
 }
 
@@ -272,9 +267,16 @@ impl Writer<'_> {
             result: Ok(()),
         };
         let (headers, old) = (source.headers, source.old);
-        self.core.write_head(self.machine, headers, &mut buffers.notes, old, record, &mut |bytes| {
-            blocks.take(bytes);
-        });
+        self.core.write_head(
+            self.machine,
+            headers,
+            &mut buffers.notes,
+            old,
+            record,
+            &mut |bytes| {
+                blocks.take(bytes);
+            },
+        );
         blocks.result?;
         self.at = blocks.at;
         Ok(())

@@ -55,7 +55,10 @@ impl fmt::Display for Error {
             Error::Foreign => f.write_str("the header at elfcorehdr is not an ELF core's"),
             Error::HeaderSize(size) => write!(f, "elfcorehdr has program headers of {size} bytes"),
             Error::TooManyHeaders(count) => {
-                write!(f, "elfcorehdr claims {count} program headers, at most {MAX_HEADERS} are read")
+                write!(
+                    f,
+                    "elfcorehdr claims {count} program headers, at most {MAX_HEADERS} are read"
+                )
             }
             Error::NoMemory => f.write_str("elfcorehdr describes no memory that could be dumped"),
         }
@@ -203,7 +206,9 @@ impl Elfcorehdr {
         for index in 0..self.count {
             let Some(header) = self.header(machine, index) else { continue };
             let end = header.offset.checked_add(header.file_size);
-            if header.kind != elf64::program_header::PT_NOTE || end.is_none_or(|end| end > self.limit) {
+            if header.kind != elf64::program_header::PT_NOTE
+                || end.is_none_or(|end| end > self.limit)
+            {
                 continue;
             }
             let size = usize::try_from(header.file_size).unwrap_or(usize::MAX).min(scratch.len());
@@ -310,12 +315,11 @@ fn extended_count(
 ) -> Result<u64, Error> {
     // sh_info lies 44 bytes into an Elf64_Shdr and 28 bytes into an Elf32_Shdr.
     let field = if wide { 44 } else { 28 };
-    let info = at
-        .0
-        .checked_add(header.sections)
-        .and_then(|section| section.checked_add(field))
-        .filter(|info| info.checked_add(4).is_some_and(|end| end <= limit))
-        .ok_or(Error::OutsideAddressSpace)?;
+    let info =
+        at.0.checked_add(header.sections)
+            .and_then(|section| section.checked_add(field))
+            .filter(|info| info.checked_add(4).is_some_and(|end| end <= limit))
+            .ok_or(Error::OutsideAddressSpace)?;
     let mut bytes = [0; 4];
     machine.read_old(OldPhys(info), &mut bytes).map_err(|_| Error::Unreadable)?;
     Ok(u32::from_le_bytes(bytes).into())

@@ -6,16 +6,54 @@
 #![allow(unsafe_code)]
 
 use core::alloc::Layout;
+use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use linked_list_allocator::Heap;
-use spin::Mutex;
+use spin::{Mutex, Once};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::PhysAddr;
 
 /// Pages are handed out whole, so that no two users share a cache line.
 const PAGE: usize = 4096;
+
+/// Zero-initialized memory for a pool, to be put into a static.
+#[repr(C, align(4096))]
+pub struct DmaMemory<const SIZE: usize> {
+    bytes: UnsafeCell<[u8; SIZE]>,
+    pool: Once<DmaPool>,
+}
+
+// SAFETY: the bytes are only ever reached through the one pool, which is made once.
+unsafe impl<const SIZE: usize> Sync for DmaMemory<SIZE> {}
+
+impl<const SIZE: usize> Default for DmaMemory<SIZE> {
+    fn default() -> Self {
+        DmaMemory::new()
+    }
+}
+
+impl<const SIZE: usize> DmaMemory<SIZE> {
+    /// `SIZE` zeros.
+    #[must_use]
+    pub const fn new() -> Self {
+        DmaMemory { bytes: UnsafeCell::new([0; SIZE]), pool: Once::new() }
+    }
+
+    /// The pool over this memory.
+    ///
+    /// # Safety
+    /// The memory must be physically contiguous, and adding `offset` modulo 2^64 to a virtual
+    /// address in it must give the physical one.
+    pub unsafe fn pool(&'static self, offset: u64) -> &'static DmaPool {
+        self.pool.call_once(|| {
+            let base = NonNull::from(&self.bytes).cast();
+            // SAFETY: static memory that nobody else reaches; the rest is the caller's promise.
+            unsafe { DmaPool::new(base, SIZE, offset) }
+        })
+    }
+}
 
 /// The pool that DMA buffers come from.
 pub struct DmaPool {
@@ -122,7 +160,8 @@ impl DmaBuffer<'_> {
         if self.holds(offset, into.len()) {
             // SAFETY: the source lies within the buffer, which `into` cannot point into.
             unsafe {
-                into.as_mut_ptr().copy_from_nonoverlapping(self.base.as_ptr().add(offset), into.len())
+                into.as_mut_ptr()
+                    .copy_from_nonoverlapping(self.base.as_ptr().add(offset), into.len())
             }
         }
     }

@@ -67,30 +67,32 @@ pub struct Ecam<'a, M: MapPage> {
 
 /// Maps single pages of device registers for a moment.
 pub trait MapPage {
-    /// Maps the page of registers at `at` and calls `with` with it; nothing else may be mapped
-    /// so meanwhile.
-    fn with_page<T>(&self, at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> T;
+    /// Maps the page of registers at `at` and calls `with` with it. `None` when it cannot be
+    /// mapped. Not to be nested.
+    fn with_page<T>(&self, at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Option<T>;
 }
 
 impl<M: MapPage> Ecam<'_, M> {
     fn page(&self, at: Function) -> Option<PhysAddr> {
         let range = &self.range;
-        let inside = at.segment == range.segment && (range.first_bus..=range.last_bus).contains(&at.bus);
-        let function = u64::from(at.bus) << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
+        let inside =
+            at.segment == range.segment && (range.first_bus..=range.last_bus).contains(&at.bus);
+        let function =
+            u64::from(at.bus) << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
         inside.then(|| PhysAddr(range.base.0.wrapping_add(function)))
     }
 }
 
 impl<M: MapPage> ConfigSpace for Ecam<'_, M> {
     fn read(&self, at: Function, offset: u16) -> u32 {
-        self.page(at).map_or(u32::MAX, |page| {
-            self.pages.with_page(page, |registers| registers.read32(offset.into()))
-        })
+        self.page(at)
+            .and_then(|page| self.pages.with_page(page, |page| page.read32(offset.into())))
+            .unwrap_or(u32::MAX)
     }
 
     fn write(&self, at: Function, offset: u16, value: u32) {
         if let Some(page) = self.page(at) {
-            self.pages.with_page(page, |registers| registers.write32(offset.into(), value));
+            self.pages.with_page(page, |page| page.write32(offset.into(), value));
         }
     }
 

@@ -26,9 +26,8 @@ impl<B: Backend> SerialPort<B> {
         if let (true, Some(baud)) = (alive, baud) {
             // `init` waits without a deadline until the transmitter is empty, and Linux may have
             // left characters in it: so wait here first, with one.
-            let empty = Deadline::after_us(clock, SEND_US).poll(clock, || {
-                uart.lsr().contains(LSR::TRANSMITTER_EMPTY).then_some(())
-            });
+            let empty = Deadline::after_us(clock, SEND_US)
+                .poll(clock, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY).then_some(()));
             let config = Config { baud_rate: BaudRate::from_integer(baud), ..Config::DEFAULT };
             alive = empty.is_ok() && uart.init(config).is_ok();
         }
@@ -41,11 +40,11 @@ impl<B: Backend> SerialPort<B> {
         while self.alive && !bytes.is_empty() {
             let some = &bytes[..bytes.len().min(self.depth)];
             let uart = &mut self.uart;
-            let sent = Deadline::after_us(clock, SEND_US).poll(clock, || match uart.send_bytes(some)
-            {
-                0 => None,
-                sent => Some(sent),
-            });
+            let sent =
+                Deadline::after_us(clock, SEND_US).poll(clock, || match uart.send_bytes(some) {
+                    0 => None,
+                    sent => Some(sent),
+                });
             match sent {
                 Ok(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
                 Err(_) => self.alive = false,
@@ -96,7 +95,11 @@ mod tests {
         }
     }
 
-    fn port(sent: &RefCell<Vec<u8>>, stuck: bool, baud: Option<u32>) -> (SerialPort<Fake<'_>>, Ticking) {
+    fn port(
+        sent: &RefCell<Vec<u8>>,
+        stuck: bool,
+        baud: Option<u32>,
+    ) -> (SerialPort<Fake<'_>>, Ticking) {
         let clock = Ticking(Cell::new(0));
         let fake = Fake { registers: [0; 8], stuck, sent };
         // SAFETY: the fake has registers at every offset.

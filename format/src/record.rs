@@ -10,8 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, LE, U32, U64};
 /// Name of the note.
 pub const NAME: &[u8] = b"TINYKDUMP";
 
-/// Type of the note.
-pub const KIND: u32 = 1;
+/// Type of the note, `TKD` and a number. Small numbers are taken: crash and makedumpfile look at the
+/// type of a note alone, and would take type 1 for the registers of a CPU.
+pub const KIND: u32 = 0x544b_4401;
 
 /// Version of the record's layout.
 pub const VERSION: u32 = 1;

@@ -1,2 +1,188 @@
-//! Placeholder.
-fn main() {}
+//! The payload: what runs instead of a second Linux after a panic.
+//!
+//! [`main`] reads top to bottom as the story of a dump. Everything that a host test can hold is in
+//! `capture` and `drivers`; here is what ties them to this machine.
+
+#![no_std]
+#![no_main]
+
+mod arch;
+mod boot;
+mod console;
+mod disk;
+mod memory;
+mod targets;
+mod time;
+
+use core::fmt;
+use core::panic::PanicInfo;
+
+use capture::dump::{Buffers, Payload, Source};
+use capture::elfcorehdr::{self, Elfcorehdr};
+use capture::old::OldMemory;
+use capture::options::{After, Options};
+use capture::{Machine, OldPhys, Unreadable};
+use drivers::clock::Clock;
+use drivers::firmware::acpi::Acpi;
+use drivers::{PhysAddr, Physical};
+use spin::{Mutex, Once};
+
+use crate::boot::BootInfo;
+use crate::memory::PhysicalMemory;
+use crate::targets::Job;
+use crate::time::PayloadClock;
+
+/// Name, version and git revision: the first line of output, and part of every dump.
+const VERSION: &str =
+    concat!("tinykdump ", env!("CARGO_PKG_VERSION"), " (", env!("TINYKDUMP_REVISION"), ")");
+
+/// The large parts of the dump's state, outside of the stack.
+struct Workspace {
+    old: OldMemory,
+    buffers: Buffers,
+}
+
+static WORKSPACE: Mutex<Workspace> =
+    Mutex::new(Workspace { old: OldMemory::new(), buffers: Buffers::new() });
+
+/// What firmware told, for the way out.
+static ACPI: Once<Acpi> = Once::new();
+
+/// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
+fn main(boot: &BootInfo) -> ! {
+    let options = Options::parse(boot.command_line());
+    console::open(options.console);
+    say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
+    if let Some(word) = options.refused {
+        say!("option not understood: {word}");
+    }
+
+    arch::paging::init();
+    let memory = PhysicalMemory { limit: boot.physical_limit };
+    let acpi = ACPI
+        .call_once(|| boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&memory, root)));
+    match arch::clock::ticks_per_second(acpi) {
+        Some(rate) => time::set_rate(rate),
+        None => say!("no way to measure the clock: all times are rough"),
+    }
+
+    match dump(boot, &options, &memory, acpi) {
+        Ok(()) => say!("complete"),
+        Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
+    }
+    finish(options.after)
+}
+
+/// Why there is no complete dump.
+enum Failure {
+    Elfcorehdr(elfcorehdr::Error),
+    Target(targets::Failure),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Elfcorehdr(error) => error.fmt(f),
+            Failure::Target(error) => error.fmt(f),
+        }
+    }
+}
+
+fn dump(
+    boot: &BootInfo,
+    options: &Options<'_>,
+    memory: &PhysicalMemory,
+    acpi: &Acpi,
+) -> Result<(), Failure> {
+    let mut workspace = WORKSPACE.lock();
+    let Workspace { old, buffers } = &mut *workspace;
+    let mut machine = ThisMachine { memory };
+
+    // What memory there is, by the dead kernel's word.
+    let at = options.elfcorehdr.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
+    let headers = Elfcorehdr::open(&mut machine, at, memory.limit).map_err(Failure::Elfcorehdr)?;
+    headers.collect(&mut machine, &mut buffers.notes, old).map_err(Failure::Elfcorehdr)?;
+    say!(
+        "kernel {}, {} MiB of memory",
+        old.vmcoreinfo.get("OSRELEASE").unwrap_or("of unknown release"),
+        old.size() >> 20
+    );
+
+    // Where it may be written, and then the dump itself.
+    let memory_used = boot.own_memory.end - boot.own_memory.start;
+    let mut job = Job {
+        to: options.to,
+        source: Source { headers: &headers, old },
+        payload: Payload { version: VERSION, memory_used },
+        buffers,
+    };
+    let complete = arch::pci::with_config_space(acpi.ecam, memory, |config| {
+        targets::dump_to_first(config, &mut machine, &mut job)
+    })
+    .map_err(Failure::Target)?;
+
+    let bulk_us = complete.last_block_us - complete.first_block_us;
+    say!(
+        "{} pages read, {} unreadable, {} headers dropped",
+        complete.pages_read,
+        complete.pages_unreadable,
+        old.dropped
+    );
+    say!(
+        "first block after {} ms, complete after {} ms, {} MB/s, {} KiB of memory used",
+        complete.first_block_us / 1000,
+        complete.last_block_us / 1000,
+        complete.size / bulk_us.max(1),
+        memory_used >> 10
+    );
+    Ok(())
+}
+
+/// The machine as the dump logic sees it.
+pub struct ThisMachine<'a> {
+    /// Its memory.
+    pub memory: &'a PhysicalMemory,
+}
+
+impl Machine for ThisMachine<'_> {
+    fn read_old(&mut self, at: OldPhys, into: &mut [u8]) -> Result<(), Unreadable> {
+        if self.memory.read(PhysAddr(at.0), into) { Ok(()) } else { Err(Unreadable) }
+    }
+
+    fn now_us(&self) -> u64 {
+        PayloadClock.now_us()
+    }
+
+    fn say(&mut self, line: fmt::Arguments<'_>) {
+        console::line(line);
+    }
+}
+
+fn finish(after: After) -> ! {
+    let acpi = ACPI.get();
+    match after {
+        After::Reboot => {
+            say!("rebooting");
+            arch::reset::reboot(acpi)
+        }
+        After::PowerOff => {
+            say!("switching off");
+            arch::reset::power_off(acpi)
+        }
+        After::Halt => {
+            say!("halted");
+            arch::reset::halt()
+        }
+    }
+}
+
+/// The way out when the payload itself has failed: there is nothing to wait for.
+fn finish_after_failure() -> ! {
+    finish(After::Reboot)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    say!("the payload has failed: {info}");
+    finish_after_failure()
+}

@@ -30,7 +30,7 @@ pub fn build(target: &Target) -> Result<PathBuf> {
         bail!("the payload does not build for {}", target.triple);
     }
 
-    let linked = payload.join(&target.triple).join("payload/capture");
+    let linked = payload.join(&target.triple).join("payload/payload");
     let elf =
         std::fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
     let bytes = target.image.wrap(&elf).with_context(|| format!("in {}", linked.display()))?;

@@ -299,7 +299,8 @@ mod tests {
         let mut tables = Tables(Vec::new());
         let dsdt = tables.add(b"DSDT", b"\x10\x40\x08_S5_\x12\x06\x04\x00\x0a\x05\x00\x00");
         let mut fadt = std::vec![0; 244 - 36];
-        let mut put = |at: usize, bytes: &[u8]| fadt[at - 36..][..bytes.len()].copy_from_slice(bytes);
+        let mut put =
+            |at: usize, bytes: &[u8]| fadt[at - 36..][..bytes.len()].copy_from_slice(bytes);
         put(40, &(dsdt as u32).to_le_bytes());
         put(64, &0x604u32.to_le_bytes());
         put(76, &0x608u32.to_le_bytes());

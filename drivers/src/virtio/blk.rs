@@ -97,8 +97,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         let queue_size = transport.max_queue_size(0);
         let memory = allocate(pool, queue_size)?;
         transport.enable_queue(0, memory.queue.size(), memory.queue.addresses());
-        let ready =
-            status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
         transport.set_status(ready);
         Ok(VirtioBlk {
             transport,
@@ -154,10 +153,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
     }
 
     /// Waits until `ready` gives a value. The deadline starts anew with every finished request.
-    fn wait<V>(
-        &mut self,
-        mut ready: impl FnMut(&mut Self) -> Option<V>,
-    ) -> Result<V, BlockError> {
+    fn wait<V>(&mut self, mut ready: impl FnMut(&mut Self) -> Option<V>) -> Result<V, BlockError> {
         loop {
             if let Some(value) = ready(self) {
                 return Ok(value);
@@ -181,9 +177,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
     }
 
     fn free_bounce(&mut self) -> Result<u8, BlockError> {
-        self.wait(|this| {
-            (0..BOUNCES as u8).find(|bounce| !this.bounce_of.contains(&Some(*bounce)))
-        })
+        self.wait(|this| (0..BOUNCES as u8).find(|bounce| !this.bounce_of.contains(&Some(*bounce))))
     }
 
     /// Hands a request to the device.
@@ -195,8 +189,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         headers.write(header + 4, 0u32);
         headers.write(header + 8, sector);
         headers.write(status, UNWRITTEN);
-        let first =
-            Buffer { at: headers.phys(header), size: HEADER as u32, device_writes: false };
+        let first = Buffer { at: headers.phys(header), size: HEADER as u32, device_writes: false };
         let last = Buffer { at: headers.phys(status), size: 1, device_writes: true };
         let queue = &mut self.memory.queue;
         match data {
@@ -326,7 +319,8 @@ impl Limits {
         if !matches!(block_size, 512 | 1024 | 2048 | 4096) {
             return Err(OpenError::Config);
         }
-        let most = if has(feature::SIZE_MAX) { transport.config32(config::SIZE_MAX) } else { u32::MAX };
+        let most =
+            if has(feature::SIZE_MAX) { transport.config32(config::SIZE_MAX) } else { u32::MAX };
         let max_request = u64::from(most).min(MAX_REQUEST) / 4096 * 4096;
         let low = transport.config32(config::CAPACITY);
         let high = transport.config32(config::CAPACITY + 4);

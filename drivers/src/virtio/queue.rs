@@ -95,8 +95,8 @@ impl<'a> Queue<'a> {
         let head = slot * CHAIN;
         for (index, part) in (0..CHAIN).zip(parts) {
             let last = usize::from(index) + 1 == parts.len();
-            let flags = if last { 0 } else { NEXT }
-                | if part.device_writes { DEVICE_WRITES } else { 0 };
+            let flags =
+                if last { 0 } else { NEXT } | if part.device_writes { DEVICE_WRITES } else { 0 };
             let at = usize::from(head + index) * DESCRIPTOR_BYTES;
             self.memory.write(at, part.at.0);
             self.memory.write(at + 8, part.size);

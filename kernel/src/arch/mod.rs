@@ -1,0 +1,31 @@
+//! What the payload needs of an architecture. Each architecture is a module with the same files:
+//!
+//! | file | gives |
+//! |---|---|
+//! | `entry.rs`, `entry.s` | the first instructions, up to the call of [`crate::main`] with a [`crate::boot::BootInfo`] |
+//! | `paging.rs` | [`paging::init`]: own page tables; [`paging::old_page`] and [`paging::device_pages`]: the windows |
+//! | `trap.rs`, `trap.s` | [`trap::init`]: every exception is caught; [`trap::copy_old`]: reads that may fail |
+//! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |
+//! | `console.rs` | [`console::Backend`], [`console::uart`]: the registers of a serial port |
+//! | `pci.rs` | [`pci::with_config_space`]: PCI configuration space |
+//! | `reset.rs` | [`reset::reboot`], [`reset::power_off`], [`reset::halt`], none of which returns |
+//!
+//! Memory that the dead kernel used is only ever reached through [`trap::copy_old`], read-only.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;
+
+use drivers::dma::{DmaMemory, DmaPool};
+
+/// Memory for queues and buffers of one disk at a time, in bytes.
+const DMA_BYTES: usize = 64 << 10;
+
+/// The memory that devices may read and write by themselves.
+pub fn dma_pool() -> &'static DmaPool {
+    static MEMORY: DmaMemory<DMA_BYTES> = DmaMemory::new();
+    // SAFETY: on every architecture the payload's image is one piece of memory, mapped at its
+    // physical addresses.
+    unsafe { MEMORY.pool(0) }
+}

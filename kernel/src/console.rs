@@ -1,0 +1,45 @@
+//! Lines on the serial console, each with the time since the payload's first instruction.
+
+use core::fmt::{self, Write};
+
+use capture::options::Console;
+use drivers::serial::SerialPort;
+use spin::Mutex;
+
+use crate::arch;
+use crate::time::PayloadClock;
+
+static PORT: Mutex<Option<SerialPort<arch::console::Backend>>> = Mutex::new(None);
+
+/// Opens the console's port. Without one, lines go nowhere.
+pub fn open(options: Console) {
+    let port = arch::console::uart(options.port)
+        .map(|uart| SerialPort::open(&PayloadClock, uart, options.baud));
+    *PORT.lock() = port;
+}
+
+/// Prints one line. In a trap that interrupted a line, nothing is printed.
+pub fn line(text: fmt::Arguments<'_>) {
+    if let Some(mut port) = PORT.try_lock()
+        && let Some(port) = port.as_mut()
+    {
+        let us = drivers::clock::Clock::now_us(&PayloadClock);
+        let (seconds, us) = (us / 1_000_000, us % 1_000_000);
+        let _ = Port(port).write_fmt(format_args!("[{seconds:5}.{us:06}] tinykdump: {text}\r\n"));
+    }
+}
+
+struct Port<'a>(&'a mut SerialPort<arch::console::Backend>);
+
+impl Write for Port<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.send(&PayloadClock, text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Prints one line on the console, in the manner of `println!`.
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::console::line(format_args!($($argument)*)) };
+}
