@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fixtures;
 pub mod image;
+pub mod process;
 pub mod target;
 
 use std::path::{Path, PathBuf};

@@ -18,6 +18,8 @@ enum Command {
         /// The architecture: a file name in targets/, without .toml.
         arch: String,
     },
+    /// Fetch every kernel and tool that tests and demo use into the user's cache directory.
+    Fixtures,
 }
 
 fn main() -> Result<()> {
@@ -26,6 +28,7 @@ fn main() -> Result<()> {
             let image = xtask::image::build(&Target::load(&arch)?)?;
             println!("{}", image.display());
         }
+        Command::Fixtures => xtask::fixtures::Fixtures::open()?.all()?,
     }
     Ok(())
 }
