@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod fixtures;
+pub mod guest;
 pub mod image;
 pub mod process;
+pub mod qemu;
 pub mod target;
 
 use std::path::{Path, PathBuf};

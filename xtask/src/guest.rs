@@ -1,0 +1,304 @@
+//! The guest: a distribution kernel with an initramfs of ours that loads the payload with stock
+//! `kexec -p` and then crashes.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cpio::newc;
+
+use crate::fixtures::{DebugInfo, Fixtures, Kernel, Unpacked};
+use crate::qemu::{Board, Disk, Machine, Vm};
+use crate::target::Target;
+
+/// How long a guest may take from power-on to the crash. Two to four seconds are usual.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// Drivers of the guest's disk, in the order in which they must be loaded.
+const MODULES: [&str; 6] = [
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/block/virtio_blk",
+];
+
+/// Every line that the guest prints for us begins with this.
+pub const MARK: &str = "guest:";
+
+/// The system call by which `kexec -p` hands the payload over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Syscall {
+    /// `kexec -c`: kexec_load, the segments made by kexec-tools.
+    Load,
+    /// `kexec -s`: kexec_file_load, the segments made by the kernel.
+    FileLoad,
+}
+
+/// Levels of the guest's page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageTables {
+    /// Four: `la57=off`.
+    FourLevel,
+    /// Five: what `-cpu max` makes a kernel do that can.
+    FiveLevel,
+}
+
+/// What brings the kernel down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// `echo c > /proc/sysrq-trigger` on whichever CPU the shell runs.
+    Sysrq,
+    /// The same on the CPU with this number.
+    SysrqOnCpu(u32),
+}
+
+/// One way to boot, load and crash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scenario {
+    /// How the payload is loaded.
+    pub syscall: Syscall,
+    /// Which page tables the kernel runs on.
+    pub page_tables: PageTables,
+    /// Whether the kernel lies at a random address.
+    pub kaslr: bool,
+    /// The value of `crashkernel=`.
+    pub crashkernel: String,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// The board.
+    pub board: Board,
+    /// The payload's command line.
+    pub append: String,
+    /// What brings the kernel down.
+    pub trigger: Trigger,
+}
+
+impl Default for Scenario {
+    fn default() -> Scenario {
+        Scenario {
+            syscall: Syscall::FileLoad,
+            page_tables: PageTables::FiveLevel,
+            kaslr: true,
+            crashkernel: "2M".to_owned(),
+            memory_mib: 512,
+            cpus: 2,
+            board: Board::Usual,
+            append: "console=ttyS0,115200n8".to_owned(),
+            trigger: Trigger::Sysrq,
+        }
+    }
+}
+
+/// What guests are made of.
+pub struct Guest<'a> {
+    /// The architecture.
+    pub target: &'a Target,
+    /// The kernel that crashes.
+    pub kernel: &'a Kernel,
+    /// busybox and kexec with its libraries.
+    pub tools: &'a Unpacked,
+    /// What `kexec -p` loads.
+    pub payload: &'a Path,
+}
+
+/// The kernel and the tools of `target`'s guests, fetched if need be.
+///
+/// # Errors
+/// When they cannot be fetched.
+pub fn fetch(
+    fixtures: &Fixtures,
+    target: &Target,
+    debug_info: DebugInfo,
+) -> Result<(Kernel, Unpacked)> {
+    let architecture = &target.debian.architecture;
+    let kernel = fixtures.kernel(&format!("debian-6_1-{architecture}"), debug_info)?;
+    let tools = fixtures.packages(&format!("guest-{architecture}"))?;
+    Ok((kernel, tools))
+}
+
+impl Guest<'_> {
+    /// Boots as `scenario` says, loads the payload and returns when the guest is about to crash.
+    /// Logs and the initramfs are left in `directory`.
+    ///
+    /// # Errors
+    /// When the machine does not start or the guest does not get that far.
+    pub fn boot(&self, scenario: &Scenario, disks: Vec<Disk>, directory: &Path) -> Result<Vm> {
+        let mut vm = self.start(scenario, disks, directory)?;
+        self.wait_for_crash(&mut vm)?;
+        Ok(vm)
+    }
+
+    /// Starts the machine and returns at once.
+    ///
+    /// # Errors
+    /// When the machine does not start.
+    pub fn start(&self, scenario: &Scenario, disks: Vec<Disk>, directory: &Path) -> Result<Vm> {
+        std::fs::create_dir_all(directory)?;
+        let initrd = directory.join("initramfs.cpio");
+        std::fs::write(&initrd, self.initramfs(scenario)?)?;
+        let qemu = &self.target.qemu;
+        let machine = Machine {
+            target: self.target,
+            board: scenario.board,
+            cpu: match scenario.page_tables {
+                PageTables::FourLevel => qemu.cpu_four_level.clone(),
+                PageTables::FiveLevel => qemu.cpu.clone(),
+            },
+            memory_mib: scenario.memory_mib,
+            cpus: scenario.cpus,
+            kernel: self.kernel.vmlinuz.clone(),
+            initrd,
+            append: self.kernel_command_line(scenario),
+            disks,
+        };
+        machine.start(directory)
+    }
+
+    /// Waits until the guest has loaded the payload and is about to crash.
+    ///
+    /// # Errors
+    /// When the guest says that it failed, or the time is over.
+    pub fn wait_for_crash(&self, vm: &mut Vm) -> Result<()> {
+        let line = vm.expect(&["guest: crashing", "guest: failed", "Kernel panic"], BOOT)?;
+        if !line.contains("guest: crashing") {
+            let log = vm.console.log().display().to_string();
+            bail!("the guest did not get to its crash: {line}\n{}\n{log}", vm.console.tail(40));
+        }
+        Ok(())
+    }
+
+    fn kernel_command_line(&self, scenario: &Scenario) -> String {
+        let mut line = format!(
+            "console={},115200n8 printk.devkmsg=on loglevel=7 crashkernel={}",
+            self.target.qemu.console, scenario.crashkernel
+        );
+        if !scenario.kaslr {
+            line += " nokaslr";
+        }
+        line
+    }
+
+    fn initramfs(&self, scenario: &Scenario) -> Result<Vec<u8>> {
+        let mut archive = Archive::default();
+        for directory in ["bin", "sbin", "lib", "lib64", "modules", "dev", "proc", "sys", "tmp"] {
+            archive.directory(directory)?;
+        }
+        archive.file("bin/busybox", &self.tools.file("bin/busybox")?)?;
+        archive.file("sbin/kexec", &self.tools.file("sbin/kexec")?)?;
+        let linked = self.tools.linked("sbin/kexec")?;
+        let interpreter = linked.interpreter.as_deref().unwrap_or_default();
+        for (name, library) in &linked.libraries {
+            let path = match interpreter.strip_prefix('/') {
+                Some(path) if path.ends_with(name.as_str()) => path.to_owned(),
+                _ => format!("lib/{name}"),
+            };
+            archive.file(&path, library)?;
+        }
+        for module in self.modules()? {
+            let name = module.file_name().context("a module without a name")?.to_string_lossy();
+            archive.file(&format!("modules/{name}"), &module)?;
+        }
+        archive.file("capture.bin", self.payload)?;
+        archive.entry("init", 0o100_755, init_script(scenario, &self.modules()?)?.as_bytes())?;
+        archive.finish()
+    }
+
+    /// The driver modules that the kernel has not built in.
+    fn modules(&self) -> Result<Vec<PathBuf>> {
+        let list = self.kernel.modules.join("modules.builtin");
+        let builtin = std::fs::read_to_string(&list)
+            .with_context(|| format!("cannot read {}", list.display()))?;
+        let loadable = MODULES
+            .iter()
+            .filter(|module| !builtin.lines().any(|line| line == format!("kernel/{module}.ko")));
+        Ok(loadable.map(|module| self.kernel.modules.join(format!("kernel/{module}.ko"))).collect())
+    }
+}
+
+/// `/init`. It prints through /dev/kmsg, because what user space writes to the console just before
+/// a crash is lost.
+fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
+    if scenario.append.contains('\'') {
+        bail!("a quote in the payload's command line: {}", scenario.append);
+    }
+    let syscall = match scenario.syscall {
+        Syscall::Load => "-c",
+        Syscall::FileLoad => "-s",
+    };
+    let crash = match scenario.trigger {
+        Trigger::Sysrq => "echo c > /proc/sysrq-trigger".to_owned(),
+        Trigger::SysrqOnCpu(cpu) => {
+            format!("taskset -c {cpu} sh -c 'echo c > /proc/sysrq-trigger'")
+        }
+    };
+    let mut script = String::from(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin:/sbin LD_LIBRARY_PATH=/lib\n\
+         mount -t devtmpfs dev /dev\n\
+         mount -t proc proc /proc\n\
+         mount -t sysfs sys /sys\n\
+         say() { echo \"guest: $*\" > /dev/kmsg; }\n\
+         fail() { say \"failed: $*\"; poweroff -f; }\n",
+    );
+    for module in modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        writeln!(script, "insmod /modules/{name} || fail \"insmod {name}\"")?;
+    }
+    write!(
+        script,
+        "[ ! -b /dev/vda ] || dd if=/dev/vda of=/dev/null bs=4096 count=16 2> /dev/null\n\
+         kexec {syscall} -p /capture.bin --append='{append}' > /tmp/kexec 2>&1\n\
+         code=$?\n\
+         while read -r line; do say \"kexec: $line\"; done < /tmp/kexec\n\
+         loaded=$(cat /sys/kernel/kexec_crash_loaded)\n\
+         say \"kexec {syscall} -p: exit code $code, crash_loaded $loaded,\" \\\n\
+         \x20   \"crash_size $(cat /sys/kernel/kexec_crash_size)\"\n\
+         [ \"$code\" = 0 ] && [ \"$loaded\" = 1 ] || fail \"nothing is loaded\"\n\
+         echo 1 > /proc/sys/kernel/sysrq\n\
+         say \"crashing\"\n\
+         {crash}\n",
+        append = scenario.append,
+    )?;
+    Ok(script)
+}
+
+/// A cpio archive in the "newc" form that the kernel unpacks.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Archive {
+    fn directory(&mut self, name: &str) -> Result<()> {
+        self.entry(name, 0o040_755, &[])
+    }
+
+    fn file(&mut self, name: &str, from: &Path) -> Result<()> {
+        let bytes =
+            std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        self.entry(name, 0o100_755, &bytes)
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+        self.inode += 1;
+        let size = u32::try_from(bytes.len()).context("too large for an initramfs")?;
+        let builder = newc::Builder::new(name).mode(mode).ino(self.inode).nlink(1);
+        let mut writer = builder.write(&mut self.bytes, size);
+        writer.write_all(bytes)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<u8>> {
+        newc::trailer(&mut self.bytes)?;
+        Ok(self.bytes)
+    }
+}

@@ -1,0 +1,290 @@
+//! A machine in QEMU: started from a description, watched over its console and QMP, and always
+//! stopped again.
+//!
+//! Every wait has a deadline, and every failure shows the exact QEMU command, the end of the
+//! console and where the whole log is.
+
+mod console;
+mod qmp;
+
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub use console::Console;
+use qmp::Qmp;
+
+use crate::process;
+use crate::target::Target;
+
+/// How many machines of this process run at once; more only make each other miss deadlines.
+const AT_ONCE: usize = 2;
+
+/// How long QEMU itself may take to answer, whatever the guest does.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// The boards that differ in how the payload reaches PCI configuration space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Board {
+    /// The target's usual machine; on x86_64 a q35 with memory-mapped configuration space (ECAM).
+    #[default]
+    Usual,
+    /// i440fx: configuration space through ports 0xCF8 and 0xCFC only.
+    I440fx,
+}
+
+/// A disk of the machine: virtio-blk over PCI, a raw image, holes kept.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The image file.
+    pub image: PathBuf,
+}
+
+/// What machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine<'a> {
+    /// The architecture.
+    pub target: &'a Target,
+    /// The board.
+    pub board: Board,
+    /// `-cpu`.
+    pub cpu: String,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// The kernel to boot.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initrd: PathBuf,
+    /// Its command line.
+    pub append: String,
+    /// Its disks: the first is `/dev/vda`.
+    pub disks: Vec<Disk>,
+}
+
+/// A machine that runs. Dropping it ends it.
+pub struct Vm {
+    child: Child,
+    qmp: Qmp,
+    /// What the machine prints on its first serial port.
+    pub console: Console,
+    command: String,
+    stderr: PathBuf,
+    _sockets: TempDir,
+    _slot: Slot,
+}
+
+impl Machine<'_> {
+    /// Starts the machine. `serial.log` and `qemu.log` are written into `directory`.
+    ///
+    /// # Errors
+    /// When QEMU is missing and cannot be installed, or does not start.
+    pub fn start(&self, directory: &Path) -> Result<Vm> {
+        let qemu = &self.target.qemu;
+        process::install(&[process::Program { name: &qemu.program, package: &qemu.package }])?;
+        let slot = Slot::take();
+        // Socket paths must be short: a directory of their own in the temporary directory.
+        let sockets = tempfile::tempdir()?;
+        let socket = sockets.path().join("qmp");
+        let listener = UnixListener::bind(&socket)?;
+        let mut command = self.command(&socket);
+        let shown = process::display(&command);
+        let stderr = directory.join("qemu.log");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&stderr)?)
+            .spawn()
+            .with_context(|| format!("cannot run {shown}"))?;
+        let serial = child.stdout.take().context("QEMU has no output")?;
+        let console = Console::new(serial, directory.join("serial.log"));
+        // From here on the child must not outlive us, whatever fails.
+        let qmp = console
+            .and_then(|console| {
+                let qmp = Qmp::accept(&listener, &mut child, Instant::now() + ANSWER)?;
+                Ok((console, qmp))
+            })
+            .inspect_err(|_| end(&mut child));
+        let (console, qmp) = qmp.with_context(|| {
+            let said = std::fs::read_to_string(&stderr).unwrap_or_default();
+            format!("QEMU does not start:\n{shown}\n{said}")
+        })?;
+        Ok(Vm { child, qmp, console, command: shown, stderr, _sockets: sockets, _slot: slot })
+    }
+
+    fn command(&self, qmp: &Path) -> Command {
+        let qemu = &self.target.qemu;
+        let board = match self.board {
+            Board::Usual => qemu.machine.as_str(),
+            Board::I440fx => "pc",
+        };
+        let mut command = Command::new(&qemu.program);
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-accel", "tcg", "-machine", board, "-cpu", &self.cpu])
+            .args(["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpus.to_string()])
+            // A reset becomes a shutdown and a shutdown a pause: the machine stays readable at
+            // the very moment at which the guest gave it up.
+            .args(["-no-reboot", "-no-shutdown", "-serial", "stdio"])
+            .arg("-chardev")
+            .arg(format!("socket,id=qmp,path={}", qmp.display()))
+            .args(["-mon", "chardev=qmp,mode=control"])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(&self.initrd)
+            .args(["-append", &self.append]);
+        for (index, disk) in self.disks.iter().enumerate() {
+            // Commas in option values are doubled.
+            let image = disk.image.display().to_string().replace(',', ",,");
+            command
+                .arg("-drive")
+                .arg(format!(
+                    "if=none,id=disk{index},format=raw,file={image},discard=unmap,\
+                     detect-zeroes=unmap"
+                ))
+                .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+        }
+        command
+    }
+}
+
+impl Vm {
+    /// Waits until the console shows a line with one of `patterns`, and returns that line. The next
+    /// wait begins behind it.
+    ///
+    /// # Errors
+    /// When the time is over or the machine ends first.
+    pub fn expect(&mut self, patterns: &[&str], within: Duration) -> Result<String> {
+        let found = self.console.wait_for(patterns, Instant::now() + within);
+        found.map_err(|why| self.tell(&why.context(format!("no line with {patterns:?}"))))
+    }
+
+    /// Waits until the guest gives the machine up, and returns QEMU's reason: `guest-reset` or
+    /// `guest-shutdown`. Memory can still be read afterwards.
+    ///
+    /// # Errors
+    /// When the time is over or QEMU ends first.
+    pub fn wait_for_end(&mut self, within: Duration) -> Result<String> {
+        let event = self.qmp.event("SHUTDOWN", Instant::now() + within);
+        let event = event.map_err(|why| {
+            self.tell(&why.context("the guest neither rebooted nor switched off"))
+        })?;
+        let reason = event["data"]["reason"].as_str().unwrap_or("unknown");
+        Ok(reason.to_owned())
+    }
+
+    /// Stops the CPUs.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn pause(&mut self) -> Result<()> {
+        self.qmp("stop", json!({})).map(drop)
+    }
+
+    /// Writes `size` bytes of the guest's physical memory from `address` on, as QEMU reads it, into
+    /// the file `path`.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn save_memory(&mut self, address: u64, size: u64, path: &Path) -> Result<()> {
+        let path = path.to_str().ok_or_else(|| anyhow!("{} is not UTF-8", path.display()))?;
+        let arguments = json!({ "val": address, "size": size, "filename": path });
+        self.qmp("pmemsave", arguments).map(drop)
+    }
+
+    /// Runs the QMP command `name`.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn qmp(&mut self, name: &str, arguments: Value) -> Result<Value> {
+        let answer = self.qmp.command(name, arguments, Instant::now() + ANSWER);
+        answer.map_err(|why| self.tell(&why))
+    }
+
+    /// Ends QEMU and returns all that the console showed. Everything that the guest wrote is in the
+    /// images then.
+    ///
+    /// # Errors
+    /// When QEMU does not end by itself.
+    pub fn quit(mut self) -> Result<String> {
+        // QEMU may close the connection before it answers.
+        let _ = self.qmp.command("quit", json!({}), Instant::now() + ANSWER);
+        let deadline = Instant::now() + ANSWER;
+        if let Err(why) = self.console.wait_for_close(deadline) {
+            return Err(self.tell(&why));
+        }
+        Ok(self.console.text())
+    }
+
+    /// `why`, with everything that a person needs to look into it.
+    fn tell(&mut self, why: &anyhow::Error) -> anyhow::Error {
+        let ended = match self.child.try_wait() {
+            Ok(Some(status)) => format!("QEMU has ended ({status})"),
+            _ => "QEMU is running".to_owned(),
+        };
+        let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+        anyhow!(
+            "{why:#}\n--- {ended}; the command was:\n{}\n{said}--- end of {}:\n{}",
+            self.command,
+            self.console.log().display(),
+            self.console.tail(40)
+        )
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// One of the [`AT_ONCE`] places.
+struct Slot;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+impl Slot {
+    fn take() -> Slot {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running >= AT_ONCE {
+            running = FREED.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+        *running += 1;
+        Slot
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        FREED.notify_one();
+    }
+}
+
+/// Makes an image of `size` bytes that takes no space until something is written to it.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn sparse_image(path: &Path, size: u64) -> Result<Disk> {
+    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    file.set_len(size)?;
+    if size == 0 {
+        bail!("a disk of no size");
+    }
+    Ok(Disk { image: path.to_owned() })
+}
