@@ -2,10 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod demo;
+pub mod dump;
 pub mod fixtures;
 pub mod guest;
 pub mod image;
 pub mod process;
+pub mod programs;
 pub mod qemu;
 pub mod target;
 

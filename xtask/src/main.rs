@@ -20,6 +20,10 @@ enum Command {
     },
     /// Fetch every kernel and tool that tests and demo use into the user's cache directory.
     Fixtures,
+    /// Crash a Debian kernel in QEMU and show why it died, step by step. Also: `cargo demo`.
+    Demo(xtask::demo::Options),
+    /// Time `host-analyzer bt` against drgn on the same dump.
+    BenchAnalyzer,
 }
 
 fn main() -> Result<()> {
@@ -29,6 +33,8 @@ fn main() -> Result<()> {
             println!("{}", image.display());
         }
         Command::Fixtures => xtask::fixtures::Fixtures::open()?.all()?,
+        Command::Demo(options) => xtask::demo::run(&options)?,
+        Command::BenchAnalyzer => xtask::bench::analyzer()?,
     }
     Ok(())
 }

@@ -9,6 +9,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+/// What is called with every finished line.
+type Follower = Box<dyn FnMut(&str) + Send>;
+
+/// One line and when it was complete.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The line without its end.
+    pub text: String,
+    /// When the host had read all of it.
+    pub at: Instant,
+}
+
 /// What a machine prints, line by line.
 pub struct Console {
     shared: Arc<Shared>,
@@ -25,12 +37,11 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    lines: Vec<String>,
+    lines: Vec<Line>,
     /// The line that is being printed.
     partial: Vec<u8>,
     closed: bool,
-    /// Called with every finished line.
-    follow: Option<Box<dyn FnMut(&str) + Send>>,
+    follow: Option<Follower>,
 }
 
 impl Console {
@@ -71,7 +82,13 @@ impl Console {
     /// Everything so far.
     #[must_use]
     pub fn text(&self) -> String {
-        self.shared.lock().lines.iter().flat_map(|line| [line, "\n"]).collect()
+        self.shared.lock().lines.iter().flat_map(|line| [&line.text, "\n"]).collect()
+    }
+
+    /// All lines so far and when they came.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line> {
+        self.shared.lock().lines.clone()
     }
 
     /// The last `count` lines.
@@ -80,7 +97,8 @@ impl Console {
         let state = self.shared.lock();
         let from = state.lines.len().saturating_sub(count);
         let partial = String::from_utf8_lossy(&state.partial).into_owned();
-        let lines = state.lines[from..].iter().map(String::as_str).chain([partial.as_str()]);
+        let lines =
+            state.lines[from..].iter().map(|line| line.text.as_str()).chain([partial.as_str()]);
         lines.flat_map(|line| [line, "\n"]).collect()
     }
 
@@ -90,8 +108,8 @@ impl Console {
         loop {
             while let Some(line) = state.lines.get(self.next) {
                 self.next += 1;
-                if patterns.iter().any(|pattern| line.contains(pattern)) {
-                    return Ok(line.clone());
+                if patterns.iter().any(|pattern| line.text.contains(pattern)) {
+                    return Ok(line.text.clone());
                 }
             }
             if state.closed {
@@ -142,7 +160,7 @@ impl State {
                     if let Some(follow) = &mut self.follow {
                         follow(&line);
                     }
-                    self.lines.push(line);
+                    self.lines.push(Line { text: line, at: Instant::now() });
                 }
                 _ => self.partial.push(byte),
             }

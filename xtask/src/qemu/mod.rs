@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use console::Console;
+pub use console::{Console, Line};
 use qmp::Qmp;
 
 use crate::process;
@@ -180,6 +180,12 @@ impl Vm {
         })?;
         let reason = event["data"]["reason"].as_str().unwrap_or("unknown");
         Ok(reason.to_owned())
+    }
+
+    /// The command that started QEMU.
+    #[must_use]
+    pub fn command(&self) -> &str {
+        &self.command
     }
 
     /// Stops the CPUs.

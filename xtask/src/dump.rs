@@ -1,0 +1,93 @@
+//! From a scenario to a dump on the host: what demo, benches and tests have in common.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::fixtures::{DebugInfo, Fixtures, Kernel, Unpacked};
+use crate::guest::{self, Guest, Scenario};
+use crate::programs::Loader;
+use crate::qemu::{Disk, sparse_image};
+use crate::target::Target;
+
+/// How long the payload may take from the crash until it has given the machine up. Its own
+/// deadlines are shorter, so what is waited for here is its own report of what went wrong.
+pub const DUMP: Duration = Duration::from_secs(180);
+
+/// Everything that does not change from guest to guest.
+pub struct Workbench {
+    /// The architecture.
+    pub target: Target,
+    /// Where kernel, tools and readers come from.
+    pub fixtures: Fixtures,
+    /// The kernel that crashes.
+    pub kernel: Kernel,
+    /// What is in the guest beside it.
+    pub tools: Unpacked,
+    /// `capture.bin`.
+    pub payload: PathBuf,
+    /// Reserves areas and saves dumps.
+    pub loader: Loader,
+}
+
+impl Workbench {
+    /// Fetches and builds all of it for the architecture `arch`.
+    ///
+    /// # Errors
+    /// When something cannot be fetched or does not build.
+    pub fn new(arch: &str, debug_info: DebugInfo) -> Result<Workbench> {
+        let target = Target::load(arch)?;
+        let fixtures = Fixtures::open()?;
+        let (kernel, tools) = guest::fetch(&fixtures, &target, debug_info)?;
+        let payload = crate::image::build(&target)?;
+        let loader = Loader::build()?;
+        Ok(Workbench { target, fixtures, kernel, tools, payload, loader })
+    }
+
+    /// What guests are made of.
+    #[must_use]
+    pub fn guest(&self) -> Guest<'_> {
+        Guest {
+            target: &self.target,
+            kernel: &self.kernel,
+            tools: &self.tools,
+            payload: &self.payload,
+        }
+    }
+
+    /// A disk `name` in `directory` that holds one reserved area, large enough for a dump of
+    /// `scenario`'s memory.
+    ///
+    /// # Errors
+    /// When it cannot be made or `loader reserve` refuses it.
+    pub fn reserved_disk(&self, scenario: &Scenario, directory: &Path, name: &str) -> Result<Disk> {
+        std::fs::create_dir_all(directory)?;
+        let disk = sparse_image(&directory.join(name), area_size(scenario))?;
+        self.loader.reserve(&disk.image).context("cannot reserve the area")?;
+        Ok(disk)
+    }
+
+    /// Boots, crashes and saves in one go; logs and `dump.elf` are left in `directory`.
+    ///
+    /// # Errors
+    /// When the guest does not crash, does not reboot by itself, or leaves no dump.
+    pub fn dump(&self, scenario: &Scenario, directory: &Path) -> Result<PathBuf> {
+        let disk = self.reserved_disk(scenario, directory, "disk.img")?;
+        let mut vm = self.guest().boot(scenario, vec![disk.clone()], directory)?;
+        let reason = vm.wait_for_end(DUMP)?;
+        let console = vm.quit()?;
+        if reason != "guest-reset" {
+            bail!("the machine ended with {reason} and not with a reboot:\n{console}");
+        }
+        let dump = self.loader.save(&disk.image, directory)?;
+        std::fs::remove_file(&disk.image)?;
+        Ok(dump)
+    }
+}
+
+/// An area that holds all of the memory, the kernel image a second time, and what lies around it.
+#[must_use]
+pub fn area_size(scenario: &Scenario) -> u64 {
+    (u64::from(scenario.memory_mib) + 128) << 20
+}
