@@ -1,0 +1,7 @@
+//! Stories about the program `loader`, told with disk images: what it says, what it writes, and
+//! above all what it does not write.
+
+mod images;
+mod reserve;
+mod save;
+mod show;
