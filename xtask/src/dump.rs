@@ -76,9 +76,9 @@ impl Workbench {
         let disk = self.reserved_disk(scenario, directory, "disk.img")?;
         let mut vm = self.guest().boot(scenario, vec![disk.clone()], directory)?;
         let reason = vm.wait_for_end(DUMP)?;
-        let console = vm.quit()?;
+        vm.quit()?;
         if reason != "guest-reset" {
-            bail!("the machine ended with {reason} and not with a reboot:\n{console}");
+            bail!("the machine did not reboot ({reason}); see {}", directory.display());
         }
         let dump = self.loader.save(&disk.image, directory)?;
         std::fs::remove_file(&disk.image)?;

@@ -216,19 +216,19 @@ impl Vm {
         answer.map_err(|why| self.tell(&why))
     }
 
-    /// Ends QEMU and returns all that the console showed. Everything that the guest wrote is in the
-    /// images then.
+    /// Ends QEMU and returns all that the console showed, and when. Everything that the guest wrote
+    /// is in the images then.
     ///
     /// # Errors
     /// When QEMU does not end by itself.
-    pub fn quit(mut self) -> Result<String> {
+    pub fn quit(mut self) -> Result<Vec<Line>> {
         // QEMU may close the connection before it answers.
         let _ = self.qmp.command("quit", json!({}), Instant::now() + ANSWER);
         let deadline = Instant::now() + ANSWER;
         if let Err(why) = self.console.wait_for_close(deadline) {
             return Err(self.tell(&why));
         }
-        Ok(self.console.text())
+        Ok(self.console.lines())
     }
 
     /// `why`, with everything that a person needs to look into it.

@@ -1,0 +1,57 @@
+//! How little memory it takes: the payload's size does not grow with the machine.
+
+use anyhow::{Result, ensure};
+use tests::core_file::CoreFile;
+use tests::crash::{Crashed, bench, directory};
+use xtask::guest::{Scenario, Syscall};
+
+/// What the README promises, in KiB.
+const LARGEST_IMAGE: u64 = 256;
+
+#[test]
+fn capture_bin_is_at_most_256_kib() -> Result<()> {
+    let size = bench()?.payload.metadata()?.len();
+    println!("capture.bin has {size} bytes");
+    ensure!(size <= LARGEST_IMAGE << 10, "capture.bin has {size} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_machine_of_16_gib_is_dumped_from_2_mib_by_kexec_load() -> Result<()> {
+    dumps("16-gib-load", Syscall::Load, "2M", 16 << 10)
+}
+
+#[test]
+fn a_machine_of_16_gib_is_dumped_from_2_mib_by_kexec_file_load() -> Result<()> {
+    dumps("16-gib-file-load", Syscall::FileLoad, "2M", 16 << 10)
+}
+
+#[test]
+fn kexec_file_load_needs_no_more_than_1_mib() -> Result<()> {
+    dumps("1-mib-file-load", Syscall::FileLoad, "1M", 512)
+}
+
+/// Dumps a machine with `memory_mib` of RAM from a region of `crashkernel`. The disk image keeps
+/// its holes, so that RAM which the guest never touched takes no space.
+fn dumps(name: &str, syscall: Syscall, crashkernel: &str, memory_mib: u32) -> Result<()> {
+    let scenario = Scenario {
+        syscall,
+        crashkernel: crashkernel.to_owned(),
+        memory_mib,
+        ..Scenario::default()
+    };
+    let directory = directory(&format!("memory/{name}"))?;
+    let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
+    let disks = vec![disk.clone()];
+    let crashed = Crashed::new(bench()?, &scenario, disks, &directory, |_| Ok(()))?;
+    println!("{}", crashed.expect_payload_line("complete after")?);
+    ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
+
+    let core = CoreFile::open(&disk.image)?;
+    core.check_layout()?;
+    let bytes: u64 = core.loads().map(|load| load.p_filesz).sum();
+    let least = (u64::from(memory_mib) << 20) / 100 * 95;
+    ensure!(bytes >= least, "{} of {memory_mib} MiB are in the dump", bytes >> 20);
+    std::fs::remove_file(&disk.image)?;
+    Ok(())
+}

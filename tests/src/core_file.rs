@@ -1,0 +1,133 @@
+//! The dump as an ELF core, and its comparison with the machine's own memory.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use goblin::elf::Elf;
+use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
+use xtask::qemu::Vm;
+
+/// Program headers and notes lie in the first part of the file.
+const HEAD: u64 = 1 << 20;
+
+/// Bytes compared at a time.
+const CHUNK: usize = 1 << 20;
+
+/// An ELF core: a file of its own, or at the start of an area.
+pub struct CoreFile {
+    path: PathBuf,
+    headers: Vec<ProgramHeader>,
+    notes: Vec<(String, Vec<u8>)>,
+}
+
+impl CoreFile {
+    /// Reads the headers of the core that begins at the start of `path`.
+    ///
+    /// # Errors
+    /// When there is no core.
+    pub fn open(path: &Path) -> Result<CoreFile> {
+        let mut head = Vec::new();
+        File::open(path)?.take(HEAD).read_to_end(&mut head)?;
+        let elf = Elf::parse(&head).with_context(|| format!("no core in {}", path.display()))?;
+        let notes = elf.iter_note_headers(&head).into_iter().flatten().flatten();
+        let notes = notes.map(|note| (note.name.to_owned(), note.desc.to_vec())).collect();
+        Ok(CoreFile { path: path.to_owned(), headers: elf.program_headers.clone(), notes })
+    }
+
+    /// The PT_LOAD headers.
+    pub fn loads(&self) -> impl Iterator<Item = &ProgramHeader> {
+        self.headers.iter().filter(|header| header.p_type == PT_LOAD)
+    }
+
+    /// How many notes are named `name`.
+    #[must_use]
+    pub fn count_notes(&self, name: &str) -> usize {
+        self.notes.iter().filter(|(found, _)| found == name).count()
+    }
+
+    /// The value of `key` in the VMCOREINFO note.
+    ///
+    /// # Errors
+    /// When the note or the key is missing.
+    pub fn vmcoreinfo(&self, key: &str) -> Result<String> {
+        let (_, text) =
+            self.notes.iter().find(|(name, _)| name == "VMCOREINFO").context("no VMCOREINFO")?;
+        let text = String::from_utf8_lossy(text);
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.map(str::to_owned).with_context(|| format!("VMCOREINFO has no {key}"))
+    }
+
+    /// Fails unless the file is laid out as crash, gdb and makedumpfile want it: one PT_NOTE, which
+    /// is the first header, before all data; a first PT_LOAD without alignment; page data in whole
+    /// pages of the file.
+    ///
+    /// # Errors
+    /// Names the first rule that is broken.
+    pub fn check_layout(&self) -> Result<()> {
+        let notes = self.headers.iter().filter(|header| header.p_type == PT_NOTE).count();
+        ensure!(notes == 1, "{notes} PT_NOTE headers, readers want one");
+        ensure!(self.headers[0].p_type == PT_NOTE, "PT_NOTE is not the first header");
+        let end = self.headers[0].p_offset + self.headers[0].p_filesz;
+        let mut loads = self.loads();
+        let first = loads.next().context("no PT_LOAD")?;
+        ensure!(first.p_align == 0, "the first PT_LOAD has p_align {}", first.p_align);
+        for header in self.loads() {
+            ensure!(header.p_offset >= end, "data at {:#x} before the notes' end", header.p_offset);
+            ensure!(header.p_offset % 4096 == 0, "data at {:#x}, not a page", header.p_offset);
+        }
+        Ok(())
+    }
+
+    /// Compares every byte of every PT_LOAD with the memory of `vm`, as QEMU reads it now. Returns
+    /// what differs, a line per PT_LOAD. Memory images are kept in `directory` meanwhile.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn differences_to(&self, vm: &mut Vm, directory: &Path) -> Result<Vec<String>> {
+        let mut differences = Vec::new();
+        let memory = directory.join("memory");
+        for header in self.loads() {
+            vm.save_memory(header.p_paddr, header.p_filesz, &memory)?;
+            let first = self.first_difference(header, &memory)?;
+            std::fs::remove_file(&memory)?;
+            if let Some((count, at)) = first {
+                differences.push(format!(
+                    "PT_LOAD at {:#x}: {count} bytes differ, the first at {:#x}",
+                    header.p_paddr,
+                    header.p_paddr + at
+                ));
+            }
+        }
+        Ok(differences)
+    }
+
+    /// How many bytes of `header`'s data differ from the file `memory`, and where the first is.
+    fn first_difference(
+        &self,
+        header: &ProgramHeader,
+        memory: &Path,
+    ) -> Result<Option<(usize, u64)>> {
+        let mut ours = File::open(&self.path)?;
+        ours.seek(SeekFrom::Start(header.p_offset))?;
+        let mut ours = BufReader::with_capacity(CHUNK, ours.take(header.p_filesz));
+        let mut theirs = BufReader::with_capacity(CHUNK, File::open(memory)?);
+        let (mut count, mut first) = (0, None);
+        let mut at = 0;
+        let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+        while at < header.p_filesz {
+            let size = usize::try_from(header.p_filesz - at)?.min(CHUNK);
+            ours.read_exact(&mut left[..size]).context("the dump ends too early")?;
+            theirs.read_exact(&mut right[..size]).context("QEMU's memory ends too early")?;
+            if left[..size] != right[..size] {
+                let differ = |index: &usize| left[*index] != right[*index];
+                count += (0..size).filter(differ).count();
+                let offset = (0..size).find(differ).unwrap_or_default();
+                first = first.or(Some(at + offset as u64));
+            }
+            at += size as u64;
+        }
+        Ok(first.map(|first| (count, first)))
+    }
+}

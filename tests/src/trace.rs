@@ -1,0 +1,129 @@
+//! Backtraces from different mouths, brought into one form.
+
+use std::collections::VecDeque;
+
+use anyhow::{Context, Result, ensure};
+
+/// One function in a backtrace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The function's name.
+    pub function: String,
+    /// Offset of the return address in it; `None` when the source does not say.
+    pub offset: Option<u64>,
+    /// The return address; `None` when the source does not say.
+    pub address: Option<u64>,
+    /// Whether the function has no frame of its own in the machine.
+    pub inlined: bool,
+}
+
+/// The call trace that the kernel printed after its panic message. Entries with a question mark,
+/// which it found on the stack and does not trust, are left out.
+///
+/// # Errors
+/// When there is none.
+pub fn of_console(text: &str) -> Result<Vec<Frame>> {
+    let (_, after) = text.split_once("Kernel panic - not syncing").context("no panic message")?;
+    let mut frames = Vec::new();
+    let mut in_trace = false;
+    for line in after.lines() {
+        // [    4.631844]  sysrq_handle_crash+0x16/0x20
+        let Some((_, said)) = line.split_once("] ") else { continue };
+        let said = said.trim();
+        match said {
+            "<TASK>" => in_trace = true,
+            "</TASK>" => break,
+            _ if in_trace && !said.starts_with('?') => {
+                if let Some((function, offset)) = function_and_offset(said) {
+                    frames.push(Frame { function, offset, address: None, inlined: false });
+                }
+            }
+            _ => {}
+        }
+    }
+    ensure!(!frames.is_empty(), "no call trace after the panic message:\n{text}");
+    Ok(frames)
+}
+
+/// The backtrace in the output of `host-analyzer bt`:
+/// `#n [stack address] function+offset at address`.
+///
+/// # Errors
+/// When there is none, or a line is not of this form.
+pub fn of_analyzer(text: &str) -> Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| line.starts_with('#')) {
+        let mut words: VecDeque<&str> = line.split_whitespace().skip(1).collect();
+        if words.front().is_some_and(|word| word.starts_with('[')) {
+            words.pop_front();
+        }
+        let name = *words.front().with_context(|| format!("no function in {line:?}"))?;
+        let (function, offset) = match function_and_offset(name) {
+            Some(named) => named,
+            None => (name.to_owned(), None),
+        };
+        let address = words.iter().skip_while(|word| **word != "at").nth(1);
+        let address =
+            address.and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+        frames.push(Frame { function, offset, address, inlined: line.contains("inlined") });
+    }
+    ensure!(!frames.is_empty(), "no frames in:\n{text}");
+    Ok(frames)
+}
+
+/// The frames from the function that crashes on purpose down to the system call.
+///
+/// # Errors
+/// When that function is not there.
+pub fn from_crash(frames: &[Frame]) -> Result<&[Frame]> {
+    let from = frames.iter().position(|frame| frame.function == "sysrq_handle_crash");
+    let from = from.with_context(|| format!("no sysrq_handle_crash in {frames:#?}"))?;
+    Ok(&frames[from..])
+}
+
+/// `function+0x16` of every frame that has one of its own, to compare and to show.
+#[must_use]
+pub fn listing(frames: &[Frame]) -> Vec<String> {
+    let own = frames.iter().filter(|frame| !frame.inlined);
+    own.map(|frame| match frame.offset {
+        Some(offset) => format!("{}+{offset:#x}", frame.function),
+        None => frame.function.clone(),
+    })
+    .collect()
+}
+
+/// `vfs_write+0xc7/0x3f0` or `vfs_write+0xc7`, in parts.
+fn function_and_offset(text: &str) -> Option<(String, Option<u64>)> {
+    let (function, rest) = text.split_once("+0x")?;
+    if function.contains(char::is_whitespace) {
+        return None;
+    }
+    let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+    Some((function.to_owned(), Some(u64::from_str_radix(digits, 16).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_the_kernel_does_not_trust_are_left_out() {
+        let text = "[    4.6] Kernel panic - not syncing: sysrq triggered crash\n\
+                    [    4.6] Call Trace:\n[    4.6]  <TASK>\n[    4.6]  panic+0x118/0x2f4\n\
+                    [    4.6]  ? _printk+0x68/0x83\n[    4.6]  sysrq_handle_crash+0x16/0x20\n\
+                    [    4.6] RIP: 0033:0x47b7a0\n[    4.6]  </TASK>\n[    4.6]  later+0x1/0x2\n";
+        let frames = of_console(text).unwrap();
+        assert_eq!(listing(&frames), ["panic+0x118", "sysrq_handle_crash+0x16"]);
+        assert_eq!(listing(from_crash(&frames).unwrap()), ["sysrq_handle_crash+0x16"]);
+    }
+
+    #[test]
+    fn inlined_frames_are_told_from_real_ones() {
+        let text = "PID: 1\n #5 [ff5aeb20c0013dd0] proc_reg_write+0x56 at ffffffffb65eacb6\n \
+                    #6 [ff5aeb20c0013dd0] pde_write (inlined) at ffffffffb65eacb6\n";
+        let frames = of_analyzer(text).unwrap();
+        assert_eq!(listing(&frames), ["proc_reg_write+0x56"]);
+        assert_eq!(frames[0].address, Some(0xffff_ffff_b65e_acb6));
+        assert!(frames[1].inlined);
+    }
+}
