@@ -151,6 +151,15 @@ fn dump_that_ended_early_is_saved_only_on_request_and_says_so_in_its_header() {
 }
 
 #[test]
+fn dump_that_claims_to_be_complete_without_a_size_is_not_believed() {
+    let (directory, path) = area_image(State::Complete, Reason::None);
+    let lie = Trailer { core_size: 0, crc_count: 0, ..trailer(&path) };
+    patch(&path, AREA - 4096, &lie.to_block());
+    let message = fails_and_changes_nothing(&directory, &path, &["save", "area", "out"]);
+    assert!(message.contains("not complete (its size is missing)"), "{message}");
+}
+
+#[test]
 fn incomplete_dump_with_wrong_checksums_needs_both_options() {
     let (directory, path) = area_image(State::Incomplete, Reason::DiskError);
     patch(&path, 2 << 20, &[0xee]);
