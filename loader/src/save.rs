@@ -88,8 +88,8 @@ pub enum SaveError {
     DirectoryBusy(PathBuf),
     /// The directory or the file could not be written.
     #[error(
-        "cannot {action} {path}: {source}; nothing was saved and the area is as it was, so try \
-         again with enough free space in a directory that you may write"
+        "cannot {action} {path}: {source}\nNothing was saved and the area is as it was. Try again \
+         where there is enough free space, in a directory that you may write to."
     )]
     Write {
         /// What was tried.
