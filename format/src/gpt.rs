@@ -200,12 +200,14 @@ impl Header {
         bytes
             .chunks_exact(self.entry_size as usize)
             .take(left as usize)
-            .filter_map(move |bytes| header.entry(bytes))
+            .enumerate()
+            .filter_map(move |(index, bytes)| header.entry(before as u32 + index as u32, bytes))
     }
 
-    fn entry(&self, bytes: &[u8]) -> Option<Entry> {
+    fn entry(&self, index: u32, bytes: &[u8]) -> Option<Entry> {
         let (raw, _) = RawEntry::ref_from_prefix(bytes).ok()?;
         let entry = Entry {
+            index,
             type_guid: raw.type_guid,
             unique_guid: raw.unique_guid,
             first_lba: raw.first_lba.get(),
@@ -257,6 +259,8 @@ impl TableCheck {
 /// GUIDs are given as they lie on disk: the first three of their five groups little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Place in the table, from 0; Linux numbers the partition one higher.
+    pub index: u32,
     /// What the partition is for.
     pub type_guid: [u8; 16],
     /// Identity of the partition (Linux: PARTUUID).
@@ -334,6 +338,7 @@ mod tests {
             assert_eq!(found.len(), 2);
             assert_eq!((found[0].first_lba, found[0].sectors()), (2048, 2048));
             assert_eq!((found[1].unique_guid, found[1].last_lba), ([6; 16], 20_000));
+            assert_eq!((found[0].index, found[1].index), (0, 5));
         }
     }
 

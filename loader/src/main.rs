@@ -1,2 +1,90 @@
-//! Placeholder.
-fn main() {}
+//! `loader`: prepares the machine to be protected, and takes a dump out of its area.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use loader::in_use::System;
+use loader::save::{Options, save};
+use loader::{reserve, show};
+
+/// Reserves a place for crash dumps on a disk, shows what is in it, and saves a dump from it.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Reserve a block device or an image file for crash dumps.
+    ///
+    /// Writes a mark into the last 4 KiB. The payload writes a dump only where it finds the mark,
+    /// and then overwrites everything from the first byte on.
+    Reserve {
+        /// A whole disk, a partition, or the image of one.
+        path: PathBuf,
+        /// Reserve it although it holds a file system, a partition table or an unsaved dump, which
+        /// will be lost. A device in use is refused all the same.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the state of a dump area.
+    Show {
+        /// The area, or a disk (or its image) with a GPT and one area on it.
+        path: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Save the dump in an area as DIR/dump.elf, and make the area ready for the next crash.
+    ///
+    /// Every checksum is verified on the way. The area counts as empty only after the file is
+    /// safely on its disk. An existing file is never overwritten.
+    Save {
+        /// The area, or a disk (or its image) with a GPT and one area on it.
+        area: PathBuf,
+        /// Where the file goes; created when it does not exist.
+        dir: PathBuf,
+        /// Also save a dump that was not finished, as dump.incomplete.elf.
+        #[arg(long)]
+        incomplete: bool,
+        /// Also save a dump with wrong checksums, as dump.damaged.elf; the area stays as it is.
+        #[arg(long)]
+        keep_damaged: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The messages of this crate say their causes themselves.
+            eprintln!("loader: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Reserve { path, force } => {
+            print!("{}", reserve::reserve(&path, force, &System::default())?);
+        }
+        Command::Show { path, json } => {
+            let report = show::show(&path)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                print!("{report}");
+            }
+        }
+        Command::Save { area, dir, incomplete, keep_damaged } => {
+            print!("{}", save(&area, &dir, Options { incomplete, keep_damaged })?);
+        }
+    }
+    Ok(())
+}
