@@ -16,33 +16,41 @@ pub const WORDS: usize = BLOCK as usize / 4;
 pub type TableBlock = [u8; BLOCK as usize];
 
 /// Builds the table. The first block is kept to the end, the others are given away as they fill.
-pub struct CrcTable {
+pub struct CrcTable<'a> {
     hasher: Hasher,
     in_chunk: u64,
     chunks: u64,
-    first: TableBlock,
-    current: TableBlock,
+    blocks: &'a mut TableBlocks,
     of_table: Hasher,
 }
 
-impl Default for CrcTable {
-    fn default() -> CrcTable {
-        CrcTable::new()
+/// Memory for the two blocks of the table that are in the making.
+pub struct TableBlocks {
+    first: TableBlock,
+    current: TableBlock,
+}
+
+impl Default for TableBlocks {
+    fn default() -> TableBlocks {
+        TableBlocks::new()
     }
 }
 
-impl CrcTable {
-    /// The table of an empty core.
+impl TableBlocks {
+    /// Zeroed blocks.
     #[must_use]
-    pub fn new() -> CrcTable {
-        CrcTable {
-            hasher: Hasher::new(),
-            in_chunk: 0,
-            chunks: 0,
-            first: [0; BLOCK as usize],
-            current: [0; BLOCK as usize],
-            of_table: Hasher::new(),
-        }
+    pub const fn new() -> TableBlocks {
+        TableBlocks { first: [0; BLOCK as usize], current: [0; BLOCK as usize] }
+    }
+}
+
+impl<'a> CrcTable<'a> {
+    /// The table of an empty core, to be built in `blocks`.
+    #[must_use]
+    pub fn new(blocks: &'a mut TableBlocks) -> CrcTable<'a> {
+        blocks.first.fill(0);
+        blocks.current.fill(0);
+        CrcTable { hasher: Hasher::new(), in_chunk: 0, chunks: 0, blocks, of_table: Hasher::new() }
     }
 
     /// Number of chunks finished.
@@ -61,7 +69,7 @@ impl CrcTable {
         }
         self.end_chunk();
         let (block, word) = self.position();
-        (word == 0 && block > 1).then(|| (block - 1, &self.current))
+        (word == 0 && block > 1).then(|| (block - 1, &self.blocks.current))
     }
 
     /// Ends the core. Returns the last block of the table with its index, unless that is the first.
@@ -73,8 +81,8 @@ impl CrcTable {
         if word == 0 || block == 0 {
             return None;
         }
-        self.current[word * 4..].fill(0);
-        Some((block, &self.current))
+        self.blocks.current[word * 4..].fill(0);
+        Some((block, &self.blocks.current))
     }
 
     /// The block and the word in it where the next checksum goes.
@@ -86,7 +94,7 @@ impl CrcTable {
         let (block, word) = self.position();
         let hasher = core::mem::take(&mut self.hasher);
         let crc = hasher.finalize().to_le_bytes();
-        let table = if block == 0 { &mut self.first } else { &mut self.current };
+        let table = if block == 0 { &mut self.blocks.first } else { &mut self.blocks.current };
         table[word * 4..][..4].copy_from_slice(&crc);
         if block > 0 {
             self.of_table.update(&crc);
@@ -118,7 +126,8 @@ impl CrcTable {
         let mut zeros = Hasher::new();
         add_zeros(&mut zeros, chunk_size);
         let change = difference.finalize() ^ zeros.finalize();
-        for (byte, change) in self.first[chunk as usize * 4..].iter_mut().zip(change.to_le_bytes())
+        for (byte, change) in
+            self.blocks.first[chunk as usize * 4..].iter_mut().zip(change.to_le_bytes())
         {
             *byte ^= change;
         }
@@ -130,9 +139,9 @@ impl CrcTable {
     pub fn first_block(&self) -> (&TableBlock, u32) {
         let words = self.chunks.min(WORDS as u64) as usize;
         let mut whole = Hasher::new();
-        whole.update(&self.first[..words * 4]);
+        whole.update(&self.blocks.first[..words * 4]);
         whole.combine(&self.of_table);
-        (&self.first, whole.finalize())
+        (&self.blocks.first, whole.finalize())
     }
 }
 
@@ -153,7 +162,8 @@ mod tests {
 
     /// The table as a file would hold it, and the checksum the builder gives for it.
     fn build(core: &[u8], piece: usize, replaced: Option<(usize, &[u8])>) -> (Vec<u8>, u32) {
-        let mut table = CrcTable::new();
+        let mut memory = TableBlocks::new();
+        let mut table = CrcTable::new(&mut memory);
         let mut blocks = BTreeMap::new();
         for bytes in core.chunks(piece) {
             if let Some((index, block)) = table.add(bytes) {
@@ -194,7 +204,8 @@ mod tests {
 
     #[test]
     fn table_of_more_than_one_block_is_given_away_in_order() {
-        let mut table = CrcTable::new();
+        let mut memory = TableBlocks::new();
+        let mut table = CrcTable::new(&mut memory);
         let mut chunk = core(CRC_CHUNK as usize);
         let (mut words, mut blocks) = (Vec::new(), Vec::new());
         for index in 0..2054u64 {

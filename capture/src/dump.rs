@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::area::Area;
 use crate::core_file::{self, CoreFile, E_FLAGS};
-use crate::crc::CrcTable;
+use crate::crc::{CrcTable, TableBlocks};
 use crate::elfcorehdr::{Elfcorehdr, MAX_NOTE_BYTES};
 use crate::old::OldMemory;
 use crate::{Disk, DiskError, Machine, OldPhys};
@@ -31,28 +31,45 @@ const PROGRESS_US: u64 = 1_000_000;
 const NAMED_PAGES: u64 = 8;
 
 /// Buffers of the dump, outside of the stack.
+#[derive(Default)]
 pub struct Buffers {
-    /// For notes.
-    pub notes: [u8; MAX_NOTE_BYTES],
-    /// For a page of old memory.
-    pub page: [u8; PAGE],
-    /// The first block of the core as it was written first.
-    first: [u8; PAGE],
-    /// The block of the vendor note's record as it was written first.
-    record: [u8; PAGE],
-}
-
-impl Default for Buffers {
-    fn default() -> Buffers {
-        Buffers::new()
-    }
+    blocks: Blocks,
+    table: TableBlocks,
 }
 
 impl Buffers {
     /// Empty buffers.
     #[must_use]
     pub const fn new() -> Buffers {
-        Buffers { notes: [0; MAX_NOTE_BYTES], page: [0; PAGE], first: [0; PAGE], record: [0; PAGE] }
+        Buffers { blocks: Blocks::new(), table: TableBlocks::new() }
+    }
+
+    /// The buffer for notes, for those who need one before the dump begins.
+    pub fn notes(&mut self) -> &mut [u8] {
+        &mut self.blocks.notes
+    }
+}
+
+struct Blocks {
+    /// For notes.
+    notes: [u8; MAX_NOTE_BYTES],
+    /// For a page of old memory, and for a block in the making.
+    page: [u8; PAGE],
+    /// The first block of the core as it was written first.
+    first: [u8; PAGE],
+    /// The block of the vendor note's record as it was written first.
+    record: [u8; PAGE],
+}
+
+impl Default for Blocks {
+    fn default() -> Blocks {
+        Blocks::new()
+    }
+}
+
+impl Blocks {
+    const fn new() -> Blocks {
+        Blocks { notes: [0; MAX_NOTE_BYTES], page: [0; PAGE], first: [0; PAGE], record: [0; PAGE] }
     }
 }
 
@@ -125,8 +142,8 @@ pub fn write(
     payload: Payload<'_>,
     buffers: &mut Buffers,
 ) -> Result<Complete, Error> {
-    let notes = &mut buffers.notes;
-    let core = CoreFile::plan(machine, source.headers, notes, source.old, &area.layout)
+    let Buffers { blocks, table } = buffers;
+    let core = CoreFile::plan(machine, source.headers, &mut blocks.notes, source.old, &area.layout)
         .map_err(Error::Plan)?;
     machine.say(format_args!(
         "writing {} MiB in {} ranges to area {}",
@@ -141,7 +158,7 @@ pub fn write(
         layout: area.layout,
         core,
         at: 0,
-        crc: CrcTable::new(),
+        crc: CrcTable::new(table),
         first_block_us: 0,
         pages_read: 0,
         pages_unreadable: 0,
@@ -152,7 +169,7 @@ pub fn write(
         sequence: area.trailer.sequence + 1,
         ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
     };
-    let written = writer.write_all(&mut trailer, source, payload, buffers);
+    let written = writer.write_all(&mut trailer, source, payload, blocks);
     if let Err(error) = written {
         trailer.state = State::Incomplete;
         trailer.reason = match error {
@@ -173,7 +190,7 @@ struct Writer<'a> {
     core: CoreFile,
     /// Bytes of the core written so far: a multiple of the block size.
     at: u64,
-    crc: CrcTable,
+    crc: CrcTable<'a>,
     first_block_us: u64,
     pages_read: u64,
     pages_unreadable: u64,
@@ -186,7 +203,7 @@ impl Writer<'_> {
         trailer: &mut Trailer,
         source: Source<'_>,
         payload: Payload<'_>,
-        buffers: &mut Buffers,
+        buffers: &mut Blocks,
     ) -> Result<Complete, DiskError> {
         self.write_trailer(trailer)?;
         self.first_block_us = self.machine.now_us();
@@ -251,7 +268,7 @@ impl Writer<'_> {
         &mut self,
         source: Source<'_>,
         record: &Record,
-        buffers: &mut Buffers,
+        buffers: &mut Blocks,
     ) -> Result<(), DiskError> {
         let record_block = self.core.record_at() / BLOCK * BLOCK;
         let mut blocks = HeadBlocks {
@@ -287,7 +304,7 @@ impl Writer<'_> {
         &mut self,
         record: &Record,
         done_us: u64,
-        buffers: &mut Buffers,
+        buffers: &mut Blocks,
     ) -> Result<(), DiskError> {
         let record = Record {
             complete: 1.into(),
@@ -296,19 +313,17 @@ impl Writer<'_> {
             pages_unreadable: self.pages_unreadable.into(),
             ..*record
         };
-        let record_at = self.core.record_at();
+        let (record_at, page) = (self.core.record_at(), &mut buffers.page);
         let in_block = (record_at % BLOCK) as usize;
-
-        let mut first = buffers.first;
-        first[E_FLAGS..E_FLAGS + 4].fill(0);
-        if record_at < BLOCK {
-            first[in_block..in_block + record::SIZE].copy_from_slice(record.as_bytes());
-        } else {
-            let mut block = buffers.record;
-            block[in_block..in_block + record::SIZE].copy_from_slice(record.as_bytes());
-            self.replace(record_at / BLOCK * BLOCK, &buffers.record, &block)?;
+        let in_first = record_at < BLOCK;
+        *page = if in_first { buffers.first } else { buffers.record };
+        page[in_block..in_block + record::SIZE].copy_from_slice(record.as_bytes());
+        if !in_first {
+            self.replace(record_at / BLOCK * BLOCK, &buffers.record, page)?;
+            *page = buffers.first;
         }
-        self.replace(0, &buffers.first, &first)
+        page[E_FLAGS..E_FLAGS + 4].fill(0);
+        self.replace(0, &buffers.first, page)
     }
 
     fn replace(
@@ -419,9 +434,9 @@ struct Run {
 }
 
 /// Gathers the pieces of the head into blocks.
-struct HeadBlocks<'a> {
+struct HeadBlocks<'a, 'c> {
     disk: &'a mut dyn Disk,
-    crc: &'a mut CrcTable,
+    crc: &'a mut CrcTable<'c>,
     start: u64,
     table: u64,
     at: u64,
@@ -432,7 +447,7 @@ struct HeadBlocks<'a> {
     result: Result<(), DiskError>,
 }
 
-impl HeadBlocks<'_> {
+impl HeadBlocks<'_, '_> {
     fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.result.is_ok() {
             let some = bytes.len().min(PAGE - self.filled);

@@ -20,7 +20,7 @@ use crate::{Machine, OldPhys};
 pub const MAX_HEADERS: u64 = 65_536;
 
 /// Most bytes of one PT_NOTE that are read: a per-CPU buffer is below 1 KiB, VMCOREINFO below 4 KiB.
-pub const MAX_NOTE_BYTES: usize = 16 * 1024;
+pub const MAX_NOTE_BYTES: usize = 8 * 1024;
 
 /// Why there is nothing that could be dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

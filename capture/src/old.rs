@@ -9,7 +9,7 @@ use crate::OldPhys;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 /// Most ranges of old memory that are kept, neighbours merged. Machines of today have a few dozen.
-pub const MAX_RANGES: usize = 512;
+pub const MAX_RANGES: usize = 256;
 
 /// Most mappings of the kernel image.
 pub const MAX_IMAGE_MAPPINGS: usize = 8;

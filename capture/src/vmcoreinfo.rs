@@ -5,7 +5,7 @@
 use heapless::Vec;
 
 /// Most bytes of VMCOREINFO that are kept. The kernels of today write about 3.2 KiB.
-pub const MAX: usize = 8192;
+pub const MAX: usize = 6 * 1024;
 
 /// The text of a VMCOREINFO note; empty when there was none.
 #[derive(Debug, Default)]

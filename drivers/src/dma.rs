@@ -10,7 +10,7 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use linked_list_allocator::Heap;
-use spin::{Mutex, Once};
+use spin::Mutex;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::PhysAddr;
@@ -20,12 +20,9 @@ const PAGE: usize = 4096;
 
 /// Zero-initialized memory for a pool, to be put into a static.
 #[repr(C, align(4096))]
-pub struct DmaMemory<const SIZE: usize> {
-    bytes: UnsafeCell<[u8; SIZE]>,
-    pool: Once<DmaPool>,
-}
+pub struct DmaMemory<const SIZE: usize>(UnsafeCell<[u8; SIZE]>);
 
-// SAFETY: the bytes are only ever reached through the one pool, which is made once.
+// SAFETY: the bytes are only ever reached through the one pool.
 unsafe impl<const SIZE: usize> Sync for DmaMemory<SIZE> {}
 
 impl<const SIZE: usize> Default for DmaMemory<SIZE> {
@@ -38,20 +35,17 @@ impl<const SIZE: usize> DmaMemory<SIZE> {
     /// `SIZE` zeros.
     #[must_use]
     pub const fn new() -> Self {
-        DmaMemory { bytes: UnsafeCell::new([0; SIZE]), pool: Once::new() }
+        DmaMemory(UnsafeCell::new([0; SIZE]))
     }
 
-    /// The pool over this memory.
+    /// A pool over this memory.
     ///
     /// # Safety
-    /// The memory must be physically contiguous, and adding `offset` modulo 2^64 to a virtual
-    /// address in it must give the physical one.
-    pub unsafe fn pool(&'static self, offset: u64) -> &'static DmaPool {
-        self.pool.call_once(|| {
-            let base = NonNull::from(&self.bytes).cast();
-            // SAFETY: static memory that nobody else reaches; the rest is the caller's promise.
-            unsafe { DmaPool::new(base, SIZE, offset) }
-        })
+    /// To be called once. The memory must be physically contiguous, and adding `offset` modulo
+    /// 2^64 to a virtual address in it must give the physical one.
+    pub unsafe fn pool(&'static self, offset: u64) -> DmaPool {
+        // SAFETY: static memory that nobody else reaches; the rest is the caller's promise.
+        unsafe { DmaPool::new(NonNull::from(&self.0).cast(), SIZE, offset) }
     }
 }
 

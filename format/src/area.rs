@@ -294,11 +294,8 @@ impl Trailer {
             zero: [0; 4000],
             crc: 0.into(),
         };
-        let mut block = [0; BLOCK as usize];
-        block.copy_from_slice(raw.as_bytes());
-        raw.crc = crc32(&block[..BLOCK as usize - 4]).into();
-        block.copy_from_slice(raw.as_bytes());
-        block
+        raw.crc = crc32(&raw.as_bytes()[..BLOCK as usize - 4]).into();
+        zerocopy::transmute!(raw)
     }
 }
 

@@ -101,7 +101,7 @@ fn dump(
     // What memory there is, by the dead kernel's word.
     let at = options.elfcorehdr.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
     let headers = Elfcorehdr::open(&mut machine, at, memory.limit).map_err(Failure::Elfcorehdr)?;
-    headers.collect(&mut machine, &mut buffers.notes, old).map_err(Failure::Elfcorehdr)?;
+    headers.collect(&mut machine, buffers.notes(), old).map_err(Failure::Elfcorehdr)?;
     say!(
         "kernel {}, {} MiB of memory",
         old.vmcoreinfo.get("OSRELEASE").unwrap_or("of unknown release"),

@@ -102,15 +102,10 @@ fn try_disk(
     say!("disk {at}: virtio-blk, {} MiB", disk.size() >> 20);
 
     let found =
-        area::find(
-            &mut disk,
-            job.to,
-            &mut job.buffers.notes,
-            &mut |partition, why| match partition {
-                0 => say!("disk {at}: {why}"),
-                partition => say!("disk {at}, partition {partition}: {why}"),
-            },
-        );
+        area::find(&mut disk, job.to, job.buffers.notes(), &mut |partition, why| match partition {
+            0 => say!("disk {at}: {why}"),
+            partition => say!("disk {at}, partition {partition}: {why}"),
+        });
     let area = found.ok_or(Failure::NoArea)?;
     dump::write(machine, &mut disk, &area, job.source, job.payload, job.buffers).map_err(|error| {
         say!("disk {at}: {error}");

@@ -15,7 +15,7 @@ pub enum Mark {
     /// Nothing of ours.
     Absent,
     /// The mark of an area that ends here and has just this size.
-    Valid(Trailer),
+    Valid(Trailer, Layout),
     /// An intact mark, of an area of another size: the last partition of this disk, or this
     /// device before somebody resized it.
     OtherSize(u64),
@@ -33,7 +33,7 @@ impl Mark {
         let mut block = [0; BLOCK as usize];
         disk.read_at(&mut block, start + layout.trailer)?;
         Ok(match Trailer::parse(&block) {
-            Ok(trailer) if trailer.area_size == size => Mark::Valid(trailer),
+            Ok(trailer) if trailer.area_size == size => Mark::Valid(trailer, layout),
             Ok(trailer) => Mark::OtherSize(trailer.area_size),
             Err(TrailerError::Magic) => Mark::Absent,
             Err(error) => Mark::Unusable(error),
@@ -118,32 +118,25 @@ impl<'device> Area<'device> {
         let path = device.path().to_path_buf();
         let io_error = |source| FindError::Io { path: path.clone(), source };
         let whole = Mark::read(device, 0, device.size()).map_err(io_error)?;
-        if let Mark::Valid(trailer) = whole {
-            return Ok(Area::new(device, trailer, None));
+        if let Mark::Valid(trailer, layout) = whole {
+            return Ok(Area { device, start: 0, trailer, layout, partition: None });
         }
         let mut marked = Vec::new();
         for partition in partitions(device) {
             let mark = Mark::read(device, partition.start, partition.size).map_err(io_error)?;
-            if let Mark::Valid(trailer) = mark {
-                marked.push((trailer, partition));
+            if let Mark::Valid(trailer, layout) = mark {
+                let start = partition.start;
+                marked.push(Area { device, start, trailer, layout, partition: Some(partition) });
             }
         }
-        match (marked[..].as_ref(), whole) {
-            ([(trailer, partition)], _) => Ok(Area::new(device, *trailer, Some(*partition))),
-            ([], Mark::Unusable(error)) => Err(FindError::Unusable { path, error }),
-            ([], Mark::OtherSize(marked)) => {
-                Err(FindError::OtherSize { path, size: device.size(), marked })
-            }
-            ([], _) => Err(FindError::NoMark(path)),
-            (several, _) => Err(FindError::Several { path, numbers: numbers(several) }),
+        if marked.len() > 1 {
+            return Err(FindError::Several { path, numbers: numbers(&marked) });
         }
-    }
-
-    fn new(device: &Device, trailer: Trailer, partition: Option<Partition>) -> Area<'_> {
-        let layout = Layout::new(trailer.area_size)
-            .expect("Trailer::parse accepts only sizes that have a layout");
-        let start = partition.map_or(0, |partition| partition.start);
-        Area { device, start, trailer, layout, partition }
+        marked.pop().ok_or(match whole {
+            Mark::Unusable(error) => FindError::Unusable { path, error },
+            Mark::OtherSize(marked) => FindError::OtherSize { path, size: device.size(), marked },
+            Mark::Absent | Mark::Valid(..) => FindError::NoMark(path),
+        })
     }
 
     /// Writes `trailer` in place of the area's and returns when it is on the medium.
@@ -185,8 +178,8 @@ fn partitions(device: &Device) -> Vec<Partition> {
     lists.flatten().next().unwrap_or_default()
 }
 
-fn numbers(marked: &[(Trailer, Partition)]) -> String {
-    let numbers: Vec<_> =
-        marked.iter().map(|(_, partition)| partition.number.to_string()).collect();
+fn numbers(areas: &[Area<'_>]) -> String {
+    let partitions = areas.iter().filter_map(|area| area.partition);
+    let numbers: Vec<_> = partitions.map(|partition| partition.number.to_string()).collect();
     numbers.join(", ")
 }

@@ -62,7 +62,8 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("loader: {error:#}");
+            // The messages of this crate say their causes themselves.
+            eprintln!("loader: {error}");
             ExitCode::FAILURE
         }
     }

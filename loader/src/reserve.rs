@@ -61,7 +61,7 @@ pub enum ReserveError {
     },
     /// There is something on it that would be lost.
     #[error(
-        "{path} is not empty, nothing was written:\n{losses}If nobody needs that any more, say \
+        "{path} is not empty, nothing was written:\n{losses}\nIf nobody needs that any more, say \
          `loader reserve --force {path}`: it will be overwritten at the next crash."
     )]
     NotEmpty {
@@ -88,7 +88,11 @@ pub struct List<Item>(pub Vec<Item>);
 
 impl<Item: fmt::Display> fmt::Display for List<Item> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|item| writeln!(f, "  - {item}"))
+        for (index, item) in self.0.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            write!(f, "{newline}  - {item}")?;
+        }
+        Ok(())
     }
 }
 
@@ -177,7 +181,7 @@ pub fn reserve(path: &Path, force: bool, system: &System) -> Result<Reserved, Re
         kind,
         trailer,
         layout,
-        uuid_kept: matches!(mark, Mark::Valid(_)),
+        uuid_kept: matches!(mark, Mark::Valid(..)),
         losses,
         memory: system.memory(),
     })
@@ -195,7 +199,7 @@ fn layout_for(device: &Device) -> Result<Layout, ReserveError> {
 /// already name, and its count of captures.
 fn new_trailer(mark: Mark, area_size: u64) -> Trailer {
     match mark {
-        Mark::Valid(old) => {
+        Mark::Valid(old, _) => {
             Trailer { sequence: old.sequence, ..Trailer::empty(old.uuid, area_size) }
         }
         _ => Trailer::empty(Uuid::new_v4().into_bytes(), area_size),
@@ -205,15 +209,15 @@ fn new_trailer(mark: Mark, area_size: u64) -> Trailer {
 fn losses(device: &Device, mark: Mark) -> io::Result<Vec<Loss>> {
     let mut losses = match mark {
         Mark::Absent => vec![],
-        Mark::Valid(trailer) if trailer.state == State::Empty => vec![],
-        Mark::Valid(trailer) => vec![Loss::Dump { state: trailer.state }],
+        Mark::Valid(trailer, _) if trailer.state == State::Empty => vec![],
+        Mark::Valid(trailer, _) => vec![Loss::Dump { state: trailer.state }],
         other => vec![Loss::Mark(other)],
     };
     // Memory of a crashed machine is full of its file systems' superblocks: in an area with a core,
     // magic numbers say nothing about the disk.
     let mut start = [0; 4];
     device.read_at(&mut start, 0)?;
-    if !(matches!(mark, Mark::Valid(_)) && start == *b"\x7fELF") {
+    if !(matches!(mark, Mark::Valid(..)) && start == *b"\x7fELF") {
         losses.extend(signature::found_on(device).into_iter().map(Loss::Content));
     }
     Ok(losses)

@@ -88,8 +88,8 @@ pub enum SaveError {
     DirectoryBusy(PathBuf),
     /// The directory or the file could not be written.
     #[error(
-        "cannot {action} {path}: {source}; nothing was saved and the area is as it was, so try \
-         again with enough free space in a directory that you may write"
+        "cannot {action} {path}: {source}\nNothing was saved and the area is as it was. Try again \
+         where there is enough free space, in a directory that you may write to."
     )]
     Write {
         /// What was tried.
@@ -200,11 +200,10 @@ pub fn save(area_path: &Path, directory: &Path, options: Options) -> Result<Save
 /// What to copy, and whether the CRC table is damaged.
 fn plan(area: &Area<'_>, options: Options) -> Result<(Plan, bool), SaveError> {
     let trailer = area.trailer;
-    let unfinished = match trailer.state {
-        State::Empty => return Err(SaveError::Empty(area.name())),
-        State::Complete => false,
-        State::Writing | State::Incomplete => true,
-    };
+    if trailer.state == State::Empty {
+        return Err(SaveError::Empty(area.name()));
+    }
+    let unfinished = trailer.state != State::Complete || trailer.core_size == 0;
     if unfinished && !options.incomplete {
         return Err(SaveError::Incomplete { area: area.name(), why: why_unfinished(&trailer) });
     }
@@ -222,6 +221,7 @@ fn plan(area: &Area<'_>, options: Options) -> Result<(Plan, bool), SaveError> {
 
 fn why_unfinished(trailer: &Trailer) -> &'static str {
     match (trailer.state, trailer.reason) {
+        (State::Complete, _) => "its size is missing",
         (State::Writing, _) => "the payload did not come to its end",
         (_, Reason::None) => "it ended early, no reason given",
         (_, reason) => reason.text(),

@@ -44,7 +44,7 @@ const REQUEST_US: u64 = 20_000_000;
 const MAX_REQUEST: u64 = 1 << 20;
 
 /// Buffers for the payload's own bytes, and their size.
-const BOUNCES: usize = 8;
+const BOUNCES: usize = 4;
 const BOUNCE: usize = 4096;
 
 /// Where the headers, of 16 bytes each, and the status bytes of the slots lie in their buffer.

@@ -18,14 +18,16 @@ mod x86_64;
 pub use x86_64::*;
 
 use drivers::dma::{DmaMemory, DmaPool};
+use spin::Once;
 
 /// Memory for queues and buffers of one disk at a time, in bytes.
-const DMA_BYTES: usize = 64 << 10;
+const DMA_BYTES: usize = 28 << 10;
 
 /// The memory that devices may read and write by themselves.
 pub fn dma_pool() -> &'static DmaPool {
     static MEMORY: DmaMemory<DMA_BYTES> = DmaMemory::new();
-    // SAFETY: on every architecture the payload's image is one piece of memory, mapped at its
-    // physical addresses.
-    unsafe { MEMORY.pool(0) }
+    static POOL: Once<DmaPool> = Once::new();
+    // SAFETY: runs once. On every architecture the payload's image is one piece of memory, mapped
+    // at its physical addresses.
+    POOL.call_once(|| unsafe { MEMORY.pool(0) })
 }

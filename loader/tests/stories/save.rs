@@ -151,6 +151,15 @@ fn dump_that_ended_early_is_saved_only_on_request_and_says_so_in_its_header() {
 }
 
 #[test]
+fn dump_that_claims_to_be_complete_without_a_size_is_not_believed() {
+    let (directory, path) = area_image(State::Complete, Reason::None);
+    let lie = Trailer { core_size: 0, crc_count: 0, ..trailer(&path) };
+    patch(&path, AREA - 4096, &lie.to_block());
+    let message = fails_and_changes_nothing(&directory, &path, &["save", "area", "out"]);
+    assert!(message.contains("not complete (its size is missing)"), "{message}");
+}
+
+#[test]
 fn incomplete_dump_with_wrong_checksums_needs_both_options() {
     let (directory, path) = area_image(State::Incomplete, Reason::DiskError);
     patch(&path, 2 << 20, &[0xee]);
@@ -181,8 +190,12 @@ fn full_disk_leaves_the_area_as_it_was_and_nothing_behind() {
     let full = "trap '' XFSZ; ulimit -f 4096";
     let outcome = loader_after(&directory, full, &["save", "area", "out"]);
     assert!(!outcome.success);
-    assert!(outcome.stderr.contains("cannot write out/.dump.elf.partial"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("enough free space"), "{}", outcome.stderr);
+    assert_eq!(
+        outcome.stderr,
+        "loader: cannot write out/.dump.elf.partial: File too large (os error 27)\n\
+         Nothing was saved and the area is as it was. Try again where there is enough free space, in \
+         a directory that you may write to.\n"
+    );
     assert_eq!(names(&directory), [""; 0]);
     assert!(fs::read(&path).unwrap() == before);
 

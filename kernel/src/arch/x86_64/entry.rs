@@ -12,7 +12,7 @@ use crate::arch::{clock, trap};
 use crate::boot::BootInfo;
 
 /// Size of the payload's stack in bytes.
-const STACK_SIZE: usize = 48 * 1024;
+const STACK_SIZE: usize = 20 * 1024;
 
 /// A stack; below it lies a page that is never mapped, so that a stack that is too small faults.
 #[repr(C, align(4096))]

@@ -11,12 +11,12 @@
 //! was entered with, because that cannot be changed in 64-bit mode.
 
 use core::arch::x86_64::__cpuid;
+use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use drivers::PhysAddr;
 use drivers::mmio::Mmio;
-use spin::{Mutex, MutexGuard};
+use spin::{Mutex, MutexGuard, Once};
 use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags};
@@ -35,57 +35,72 @@ const DEVICE_WINDOW: u64 = 0xffff_8080_0000_0000;
 const SLOTS: u64 = 512;
 const PAGE: u64 = 4096;
 
-/// Tables of all levels but the windows' lowest: the root, three below it for 5 levels, and three
-/// for each of the two blocks of 512 GiB, 1 GiB and 2 MiB that the image may straddle.
-const TABLES: usize = 16;
+/// Tables of all levels but the windows' lowest. With 5 levels: the root, one below it for each half
+/// of the address space, one for the window of old memory (with 2 MiB slots), two for that of
+/// devices, and two of each of the three lowest levels, as the image may straddle a boundary.
+const POOL: usize = 1 + 2 + 1 + 2 + 2 * 3;
 
-struct Tables {
-    pool: [PageTable; TABLES],
-    used: usize,
+/// The tables' memory. It holds nothing else, because everything in it is rounded up to a page.
+#[repr(C)]
+struct TableMemory {
+    pool: [PageTable; POOL],
     /// The lowest table of each window.
     old: PageTable,
     device: PageTable,
+}
+
+struct Tables {
+    memory: &'static mut TableMemory,
+    /// Tables of the pool in use.
+    used: usize,
     /// Size of a slot of old memory: 1 GiB or 2 MiB.
     old_slot: u64,
     /// Pages of the device window in use; the first is for [`with_device_page`].
     device_pages: u64,
 }
 
-static TABLE: Mutex<Tables> = Mutex::new(Tables {
-    pool: [const { PageTable::new() }; TABLES],
-    used: 0,
+struct TableStatic(UnsafeCell<TableMemory>);
+
+// SAFETY: taken once, by `init`; from then on it is behind the lock of `TABLES`.
+unsafe impl Sync for TableStatic {}
+
+static MEMORY: TableStatic = TableStatic(UnsafeCell::new(TableMemory {
+    pool: [const { PageTable::new() }; POOL],
     old: PageTable::new(),
     device: PageTable::new(),
-    old_slot: 0,
-    device_pages: 0,
-});
+}));
 
-/// Whether the tables are in force.
-static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// The tables in force.
+static TABLES: Once<Mutex<Tables>> = Once::new();
 
 /// Makes the tables and switches to them. To be called once.
 pub fn init() {
-    let mut tables = TABLE.lock();
     let huge = __cpuid(0x8000_0001).edx & 1 << 26 != 0;
-    tables.old_slot = if huge { 1 << 30 } else { 2 << 20 };
-    tables.used = 1;
-    tables.device_pages = 1;
-    map_image(&mut tables);
-    map_windows(&mut tables);
+    let tables = TABLES.call_once(|| {
+        let mut tables = Tables {
+            // SAFETY: this runs once, so the reference is the only one.
+            memory: unsafe { &mut *MEMORY.0.get() },
+            used: 1,
+            old_slot: if huge { 1 << 30 } else { 2 << 20 },
+            device_pages: 1,
+        };
+        map_image(&mut tables);
+        map_windows(&mut tables);
+        Mutex::new(tables)
+    });
+    let root = TablePhys::new(&raw const tables.lock().memory.pool[0] as u64);
 
     // SAFETY: the new tables map the running code, its data and its stack where they are now.
     // NXE and WP only take rights away that nothing here uses.
     unsafe {
         Efer::update(|flags| flags.insert(EferFlags::NO_EXECUTE_ENABLE));
         Cr4::update(|flags| flags.remove(Cr4Flags::PAGE_GLOBAL));
-        let root = TablePhys::new(&raw const tables.pool[0] as u64);
         Cr3::write(PhysFrame::containing_address(root), Cr3Flags::empty());
         Cr0::update(|flags| {
             flags.insert(Cr0Flags::WRITE_PROTECT);
             flags.remove(Cr0Flags::CACHE_DISABLE | Cr0Flags::NOT_WRITE_THROUGH);
         });
     }
-    ACTIVE.store(true, Ordering::Relaxed);
 }
 
 /// A pointer to the old memory at `at`, and how many bytes from there on it is good for. Only until
@@ -97,7 +112,7 @@ pub fn old_page(at: PhysAddr) -> Option<(*const u8, u64)> {
     let size = tables.old_slot;
     let (slot, offset) = (at.0 / size % SLOTS, at.0 % size);
     let window = OLD_WINDOW + slot * size;
-    let entry = &mut tables.old[slot as usize];
+    let entry = &mut tables.memory.old[slot as usize];
     let memory = TablePhys::new_truncate(at.0 - offset);
     if entry.is_unused() || entry.addr() != memory {
         entry.set_addr(memory, Flags::PRESENT | Flags::NO_EXECUTE | Flags::HUGE_PAGE);
@@ -117,7 +132,7 @@ pub fn device_pages(at: PhysAddr, size: u64) -> Option<Mmio> {
     }
     for page in 0..pages {
         let register = at.0.checked_sub(offset)?.checked_add(page * PAGE)?;
-        map_device_page(&mut tables.device[(first + page) as usize], register);
+        map_device_page(&mut tables.memory.device[(first + page) as usize], register);
     }
     tables.device_pages += pages;
     drop(tables);
@@ -129,7 +144,7 @@ pub fn device_pages(at: PhysAddr, size: u64) -> Option<Mmio> {
 /// Maps the page of device registers at `at` for as long as `with` runs. Not to be nested.
 pub fn with_device_page<T>(at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Option<T> {
     let mut tables = active_tables()?;
-    map_device_page(&mut tables.device[0], at.0 & !(PAGE - 1));
+    map_device_page(&mut tables.memory.device[0], at.0 & !(PAGE - 1));
     tlb::flush(VirtAddr::new(DEVICE_WINDOW));
     let base = NonNull::new(DEVICE_WINDOW as *mut u8)?;
     // SAFETY: just mapped, uncached; the lock is held, so nobody maps something else meanwhile.
@@ -148,7 +163,7 @@ fn map_device_page(entry: &mut PageTableEntry, at: u64) {
 
 /// The tables, unless they are not in force yet or a trap interrupted whoever holds them.
 fn active_tables() -> Option<MutexGuard<'static, Tables>> {
-    ACTIVE.load(Ordering::Relaxed).then(|| TABLE.try_lock()).flatten()
+    TABLES.get()?.try_lock()
 }
 
 fn map_image(tables: &mut Tables) {
@@ -170,11 +185,11 @@ fn map_image(tables: &mut Tables) {
 
 fn map_windows(tables: &mut Tables) {
     let links = Flags::PRESENT | Flags::WRITABLE;
-    let old = TablePhys::new(&raw const tables.old as u64);
+    let old = TablePhys::new(&raw const tables.memory.old as u64);
     // The table of 1 GiB slots is the third level's, the one of 2 MiB slots the second's.
     let level = if tables.old_slot == 1 << 30 { 4 } else { 3 };
     entry(tables, OLD_WINDOW, level).set_addr(old, links);
-    let device = TablePhys::new(&raw const tables.device as u64);
+    let device = TablePhys::new(&raw const tables.memory.device as u64);
     entry(tables, DEVICE_WINDOW, 2).set_addr(device, links);
 }
 
@@ -185,17 +200,17 @@ fn entry(tables: &mut Tables, address: u64, level: u32) -> &mut PageTableEntry {
     let index = |level: u32| (address >> (12 + 9 * (level - 1)) & 511) as usize;
     let mut table = 0;
     for above in (level + 1..=if five { 5 } else { 4 }).rev() {
-        let next = &tables.pool[table][index(above)];
+        let next = &tables.memory.pool[table][index(above)];
         table = if next.is_unused() {
             let fresh = tables.used;
             tables.used += 1;
-            let at = TablePhys::new(&raw const tables.pool[fresh] as u64);
-            tables.pool[table][index(above)].set_addr(at, Flags::PRESENT | Flags::WRITABLE);
+            let at = TablePhys::new(&raw const tables.memory.pool[fresh] as u64);
+            tables.memory.pool[table][index(above)].set_addr(at, Flags::PRESENT | Flags::WRITABLE);
             fresh
         } else {
-            let base = &raw const tables.pool[0] as u64;
+            let base = &raw const tables.memory.pool[0] as u64;
             ((next.addr().as_u64() - base) / PAGE) as usize
         };
     }
-    &mut tables.pool[table][index(level)]
+    &mut tables.memory.pool[table][index(level)]
 }
