@@ -35,7 +35,7 @@ fn disk_without_a_mark_is_left_alone() -> Result<()> {
     let disk = disk_with_data(&directory, "disk.img")?;
     scribble(&disk.image, area_size(&Scenario::default()) - (1 << 20))?;
     let crashed = refused("areas/no-mark", &Scenario::default(), vec![disk])?;
-    crashed.expect_payload_line("no disk has a reserved area")?;
+    crashed.expect_payload_line("no reservation mark")?;
     Ok(())
 }
 
@@ -49,7 +49,7 @@ fn area_with_another_uuid_than_the_one_asked_for_is_left_alone() -> Result<()> {
     let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
     scribble(&disk.image, 0)?;
     let crashed = refused("areas/foreign-mark", &scenario, vec![disk])?;
-    crashed.expect_payload_line("no disk has a reserved area")?;
+    crashed.expect_payload_line("another area than capture.to asks for")?;
     Ok(())
 }
 
@@ -78,6 +78,17 @@ fn area_whose_trailer_has_a_flipped_bit_is_left_alone() -> Result<()> {
     scribble(&disk.image, 0)?;
     let crashed = refused("areas/flipped-bit", &scenario, vec![disk])?;
     crashed.expect_payload_line("checksum")?;
+    Ok(())
+}
+
+#[test]
+fn dump_that_nobody_has_saved_yet_is_not_overwritten() -> Result<()> {
+    let directory = directory("areas/unsaved")?;
+    let scenario = Scenario::default();
+    let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
+    dumps_completely(&scenario, vec![disk.clone()], &directory)?;
+    let crashed = refused("areas/unsaved", &scenario, vec![disk])?;
+    crashed.expect_payload_line("unsaved dump")?;
     Ok(())
 }
 

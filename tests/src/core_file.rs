@@ -131,3 +131,29 @@ impl CoreFile {
         Ok(first.map(|first| (count, first)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_wrong_byte_behind_the_first_mib_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let (dump, memory) = (directory.path().join("dump"), directory.path().join("memory"));
+        let mut bytes = vec![7; (2 << 20) + 100];
+        std::fs::write(&memory, &bytes[4096..]).unwrap();
+        let header = ProgramHeader {
+            p_offset: 4096,
+            p_filesz: (bytes.len() - 4096) as u64,
+            ..ProgramHeader::new()
+        };
+        let core = CoreFile { path: dump.clone(), headers: Vec::new(), notes: Vec::new() };
+
+        std::fs::write(&dump, &bytes).unwrap();
+        assert_eq!(core.first_difference(&header, &memory).unwrap(), None);
+        bytes[(1 << 20) + 5000] = 8;
+        std::fs::write(&dump, &bytes).unwrap();
+        let found = core.first_difference(&header, &memory).unwrap();
+        assert_eq!(found, Some((1, (1 << 20) + 904)));
+    }
+}
