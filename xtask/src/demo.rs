@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
     println!("{}", size_of(&dump)?);
 
     heading(6, "Why did it die?");
-    let analyzer = Analyzer::build(Profile::Release)?;
+    let analyzer = Analyzer::build(Profile::Dev)?;
     let vmlinux = bench.kernel.vmlinux.as_deref();
     let shown = vmlinux.map(|path| format!(" {}", path.display())).unwrap_or_default();
     for command in ["sys", "bt"] {
@@ -104,7 +104,9 @@ fn prepare(options: &Options) -> Result<Workbench> {
     heading(2, "Build the payload");
     let payload = crate::image::build(&target)?;
     println!("{}", size_of(&payload)?);
+    println!("building loader and host-analyzer too");
     let loader = Loader::build()?;
+    Analyzer::build(Profile::Dev)?;
     Ok(Workbench { target, fixtures, kernel, tools, payload, loader })
 }
 

@@ -13,7 +13,7 @@ use crate::target::Target;
 
 /// How long the payload may take from the crash until it has given the machine up. Its own
 /// deadlines are shorter, so what is waited for here is its own report of what went wrong.
-pub const DUMP: Duration = Duration::from_secs(180);
+pub const DUMP: Duration = Duration::from_secs(300);
 
 /// Everything that does not change from guest to guest.
 pub struct Workbench {

@@ -254,6 +254,7 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
     write!(
         script,
         "[ ! -b /dev/vda ] || dd if=/dev/vda of=/dev/null bs=4096 count=16 2> /dev/null\n\
+         say \"$ kexec {syscall} -p capture.bin --append='{append}'\"\n\
          kexec {syscall} -p /capture.bin --append='{append}' > /tmp/kexec 2>&1\n\
          code=$?\n\
          while read -r line; do say \"kexec: $line\"; done < /tmp/kexec\n\

@@ -1,5 +1,7 @@
 //! `cargo xtask`: every command that a person types while developing.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use xtask::target::Target;
@@ -26,8 +28,18 @@ enum Command {
     BenchAnalyzer,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Image { arch } => {
             let image = xtask::image::build(&Target::load(&arch)?)?;
             println!("{}", image.display());
