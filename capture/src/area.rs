@@ -175,3 +175,7 @@ fn check(
     }
     Ok(Area { start, layout, trailer })
 }
+
+#[cfg(test)]
+#[path = "area_tests.rs"]
+mod tests;

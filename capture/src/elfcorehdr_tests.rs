@@ -141,7 +141,8 @@ fn extended_number_of_headers_is_read_and_bounded() {
     header[40..48].copy_from_slice(&section_at.to_le_bytes());
     header[56..58].copy_from_slice(&[0xff, 0xff]);
     header.resize(header.len() + 64, 0);
-    for (count, expected) in [(6u32, None), (u32::MAX, Some(Error::TooManyHeaders(u32::MAX.into())))]
+    for (count, expected) in
+        [(6u32, None), (u32::MAX, Some(Error::TooManyHeaders(u32::MAX.into())))]
     {
         let at = section_at as usize + 44;
         header[at..at + 4].copy_from_slice(&count.to_le_bytes());
