@@ -101,7 +101,7 @@ pub fn find(
         return None;
     };
     let mut found = None;
-    let _ = each_table_piece(disk, &header, sector, &mut |disk, offset, bytes| {
+    let _ = each_table_piece(disk, &header, sector, |disk, offset, bytes| {
         for entry in header.entries(offset, bytes) {
             let unit = u64::from(header.sector_size);
             let (start, size) = (entry.first_lba * unit, entry.sectors() * unit);
@@ -124,7 +124,7 @@ fn partition_table(disk: &mut dyn Disk, sector: &mut [u8]) -> Option<gpt::Header
         disk.read(lba * sector_size, bytes).ok()?;
         let header = gpt::Header::parse(bytes, lba, sectors).ok()?;
         let mut check = header.table_check();
-        each_table_piece(disk, &header, sector, &mut |_, _, bytes| check.update(bytes)).ok()?;
+        each_table_piece(disk, &header, sector, |_, _, bytes| check.update(bytes)).ok()?;
         check.is_intact().then_some(header)
     })
 }
@@ -135,7 +135,7 @@ fn each_table_piece(
     disk: &mut dyn Disk,
     header: &gpt::Header,
     buffer: &mut [u8],
-    each: &mut dyn FnMut(&mut dyn Disk, u64, &[u8]),
+    mut each: impl FnMut(&mut dyn Disk, u64, &[u8]),
 ) -> Result<(), DiskError> {
     let sector_size = u64::from(header.sector_size);
     let size = header.table_sectors() * sector_size;
