@@ -6,6 +6,7 @@ use core::fmt;
 
 use format::BLOCK;
 use format::area::{Layout, State, Trailer, TrailerError};
+use format::gpt;
 
 use crate::options::To;
 use crate::{Disk, DiskError};
@@ -81,19 +82,71 @@ impl fmt::Display for Uuid<'_> {
 }
 
 /// Searches `disk` for the area that `to` asks for. Calls `refused` with each candidate that is
-/// not it: the number of the partition, or 0 for the whole disk, and why.
+/// not it: the number of the partition, or 0 for a disk without partitions, and why. `scratch` is
+/// of at least two blocks.
 pub fn find(
     disk: &mut dyn Disk,
     to: To,
     scratch: &mut [u8],
     refused: &mut dyn FnMut(u32, Unusable),
 ) -> Option<Area> {
+    let (sector, scratch) = scratch.split_at_mut(BLOCK as usize);
     let size = disk.size();
-    match check(disk, 0, size, to, scratch) {
+    let whole = match check(disk, 0, size, to, scratch) {
         Ok(area) => return Some(area),
-        Err(why) => refused(0, why),
+        Err(why) => why,
+    };
+    let Some(header) = partition_table(disk, sector) else {
+        refused(0, whole);
+        return None;
+    };
+    let mut found = None;
+    let _ = each_table_piece(disk, &header, sector, |disk, offset, bytes| {
+        for entry in header.entries(offset, bytes) {
+            let unit = u64::from(header.sector_size);
+            let (start, size) = (entry.first_lba * unit, entry.sectors() * unit);
+            match check(disk, start, size, to, scratch) {
+                Ok(area) if found.is_none() => found = Some(area),
+                Ok(_) => {}
+                Err(why) => refused(entry.index + 1, why),
+            }
+        }
+    });
+    found
+}
+
+/// The disk's GPT, if it has one whose header and table are intact: the primary or the backup.
+fn partition_table(disk: &mut dyn Disk, sector: &mut [u8]) -> Option<gpt::Header> {
+    let sector_size = u64::from(disk.sector_size());
+    let sectors = disk.size() / sector_size;
+    [gpt::PRIMARY_LBA, sectors.checked_sub(1)?].into_iter().find_map(|lba| {
+        let bytes = sector.get_mut(..sector_size as usize)?;
+        disk.read(lba * sector_size, bytes).ok()?;
+        let header = gpt::Header::parse(bytes, lba, sectors).ok()?;
+        let mut check = header.table_check();
+        each_table_piece(disk, &header, sector, |_, _, bytes| check.update(bytes)).ok()?;
+        check.is_intact().then_some(header)
+    })
+}
+
+/// Reads the entry table of a GPT piece by piece, and gives each to `each` with its offset in the
+/// table.
+fn each_table_piece(
+    disk: &mut dyn Disk,
+    header: &gpt::Header,
+    buffer: &mut [u8],
+    mut each: impl FnMut(&mut dyn Disk, u64, &[u8]),
+) -> Result<(), DiskError> {
+    let sector_size = u64::from(header.sector_size);
+    let size = header.table_sectors() * sector_size;
+    let mut offset = 0;
+    while offset < size {
+        let some = (size - offset).min(buffer.len() as u64) as usize;
+        disk.read(header.entries_lba * sector_size + offset, &mut buffer[..some])?;
+        each(disk, offset, &buffer[..some]);
+        offset += some as u64;
     }
-    None
+    Ok(())
 }
 
 /// Checks the mark of the area of `size` bytes at `start`.
@@ -122,3 +175,7 @@ fn check(
     }
     Ok(Area { start, layout, trailer })
 }
+
+#[cfg(test)]
+#[path = "area_tests.rs"]
+mod tests;

@@ -104,6 +104,21 @@ impl CoreFile {
             notes_size += note.raw.len().next_multiple_of(4) as u64;
         });
         let count = 1 + old.image().len() as u64 + old.ranges().len() as u64;
+        let mut core = CoreFile::head(headers.machine(), count, notes_size);
+        if core.head_size > MAX_HEAD {
+            return Err(Error::HeadTooLarge(notes_size));
+        }
+        core.size = core.ranges(old).last().map_or(core.head_size, |(offset, range)| {
+            (offset + range.size).next_multiple_of(BLOCK)
+        });
+        if core.size > layout.crc_table {
+            return Err(Error::AreaTooSmall { needs: core.size, has: layout.crc_table });
+        }
+        Ok(core)
+    }
+
+    /// Lays out the head: `count` program headers, and notes of `notes_size` bytes before ours.
+    fn head(machine: u16, count: u64, notes_size: u64) -> CoreFile {
         let section = if count >= PN_XNUM { SIZEOF_SHDR } else { 0 };
         let notes_at = SIZEOF_EHDR as u64 + count * SIZEOF_PHDR as u64 + section;
 
@@ -115,26 +130,15 @@ impl CoreFile {
             room => room,
         };
         let head_size = (desc + filler + record_size).next_multiple_of(BLOCK);
-        if head_size > MAX_HEAD {
-            return Err(Error::HeadTooLarge(notes_size));
-        }
-        let mut core = CoreFile {
+        CoreFile {
             notes_at,
             notes_size,
             filler,
             headers: count,
-            machine: headers.machine(),
+            machine,
             head_size,
             size: head_size,
-        };
-        core.size = core
-            .ranges(old)
-            .last()
-            .map_or(head_size, |(offset, range)| (offset + range.size).next_multiple_of(BLOCK));
-        if core.size > layout.crc_table {
-            return Err(Error::AreaTooSmall { needs: core.size, has: layout.crc_table });
         }
-        Ok(core)
     }
 
     /// Where the record of the vendor note begins.
@@ -283,5 +287,31 @@ fn write_zeros(mut count: u64, out: &mut dyn FnMut(&[u8])) {
         let some = count.min(zeros.len() as u64);
         out(&zeros[..some as usize]);
         count -= some;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_stays_within_a_block_whatever_the_size_of_the_notes() {
+        for notes_size in (0..8800).step_by(4) {
+            let core = CoreFile::head(62, 4, notes_size);
+            let (at, end) = (core.record_at(), core.record_at() + record::SIZE as u64);
+            assert_eq!(at / BLOCK, (end - 1) / BLOCK, "notes of {notes_size} bytes");
+            assert_eq!(end.next_multiple_of(BLOCK), core.head_size);
+        }
+    }
+
+    #[test]
+    fn more_headers_than_e_phnum_counts_are_counted_in_section_header_0() {
+        let core = CoreFile::head(62, 70_000, 400);
+        let header = core.file_header();
+        assert_eq!(header[56..58], [0xff, 0xff], "e_phnum");
+        let section = u64::from_le_bytes(*header[40..].first_chunk().unwrap());
+        assert_eq!(section, 64 + 70_000 * 56);
+        assert_eq!(section + SIZEOF_SHDR, core.notes_at);
+        assert_eq!(header[58..62], [64, 0, 1, 0], "e_shentsize, e_shnum");
     }
 }

@@ -476,3 +476,7 @@ impl HeadBlocks<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "dump_tests.rs"]
+mod tests;

@@ -345,3 +345,7 @@ fn drop_if_refused(
         ));
     }
 }
+
+#[cfg(test)]
+#[path = "elfcorehdr_tests.rs"]
+mod tests;

@@ -150,9 +150,14 @@ struct RawTrailer {
     crc_table_crc: U32<LE>,
     card_size: U32<LE>,
     card_crc: U32<LE>,
-    zero: [u8; 4000],
+    zero: [u8; SECTOR - 96],
     crc: U32<LE>,
+    rest: [u8; BLOCK as usize - SECTOR],
 }
+
+/// Everything but zeros lies in the trailer's first 512 bytes, checksum included: disks write
+/// sectors of that size whole or not at all, so a trailer is never half old and half new.
+const SECTOR: usize = 512;
 
 const _: () = assert!(size_of::<RawTrailer>() == BLOCK as usize);
 
@@ -239,7 +244,8 @@ impl Trailer {
         if raw.magic != MAGIC {
             return Err(TrailerError::Magic);
         }
-        if crc32(&block[..block.len() - 4]) != raw.crc.get() {
+        let rest_is_zero = raw.rest.iter().all(|&byte| byte == 0);
+        if crc32(&block[..SECTOR - 4]) != raw.crc.get() || !rest_is_zero {
             return Err(TrailerError::Checksum);
         }
         if raw.version.get() != VERSION {
@@ -291,10 +297,11 @@ impl Trailer {
             crc_table_crc: self.crc_table_crc.into(),
             card_size: self.card_size.into(),
             card_crc: self.card_crc.into(),
-            zero: [0; 4000],
+            zero: [0; SECTOR - 96],
             crc: 0.into(),
+            rest: [0; BLOCK as usize - SECTOR],
         };
-        raw.crc = crc32(&raw.as_bytes()[..BLOCK as usize - 4]).into();
+        raw.crc = crc32(&raw.as_bytes()[..SECTOR - 4]).into();
         zerocopy::transmute!(raw)
     }
 }
@@ -328,8 +335,9 @@ mod tests {
         assert_eq!(&block[64..72], 0x3fe_f000u64.to_le_bytes());
         assert_eq!(&block[72..80], 6u64.to_le_bytes());
         assert_eq!(&block[80..84], 0x1122_3344u32.to_le_bytes());
-        assert!(block[84..4092].iter().all(|&byte| byte == 0));
-        assert_eq!(&block[4092..], crc32(&block[..4092]).to_le_bytes());
+        assert!(block[84..508].iter().all(|&byte| byte == 0));
+        assert_eq!(&block[508..512], crc32(&block[..508]).to_le_bytes());
+        assert!(block[512..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

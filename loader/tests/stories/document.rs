@@ -74,8 +74,9 @@ fn trailer_lies_as_the_table_says() {
         ("table crc", word(0x1111_1111)),
         ("card size", word(7)),
         ("card crc", word(0x2222_2222)),
-        ("zero", vec![0; 4000]),
-        ("crc", word(crc32(&block[..4092]))),
+        ("zero", vec![0; 416]),
+        ("crc", word(crc32(&block[..508]))),
+        ("rest", vec![0; 3584]),
     ]);
     assert_lies_as_documented("trailer", &block, fields);
 }

@@ -119,7 +119,11 @@ pub fn core() -> Vec<u8> {
         0,
         b"OSRELEASE=6.1.0-42-amd64\nPAGESIZE=4096\nCRASHTIME=1767225599\n",
     ));
-    notes.extend(note(b"TINYKDUMP\0", 1, &[&[0; 40][..], record().as_bytes()].concat()));
+    notes.extend(note(
+        b"TINYKDUMP\0",
+        format::record::KIND,
+        &[&[0; 40][..], record().as_bytes()].concat(),
+    ));
 
     let mut bytes = vec![0; 64];
     bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");

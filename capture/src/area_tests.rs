@@ -1,0 +1,128 @@
+//! Which disks are written to, and which are not.
+
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::fake::{FakeDisk, FakeMachine};
+
+const SIZE: u64 = 8 << 20;
+const UUID: [u8; 16] = *b"0123456789abcdef";
+
+fn reserve(disk: &mut FakeDisk<'_>, start: u64, size: u64, trailer: Trailer) {
+    let at = (start + Layout::new(size).unwrap().trailer) as usize;
+    disk.bytes[at..at + BLOCK as usize].copy_from_slice(&trailer.to_block());
+}
+
+/// What `find` says of a disk: the area's start, or whatever was refused.
+fn search(disk: &mut FakeDisk<'_>, to: To) -> Result<u64, Vec<(u32, Unusable)>> {
+    let mut refused = Vec::new();
+    let found = find(disk, to, &mut [0; 8192], &mut |part, why| refused.push((part, why)));
+    found.map(|area| area.start).ok_or(refused)
+}
+
+/// Puts a GPT with partitions (first, last) on the disk, and gives its table a right checksum.
+fn partition(disk: &mut FakeDisk<'_>, partitions: &[(u64, u64)]) {
+    let unit = disk.sector_size as usize;
+    let sectors = disk.bytes.len() / unit;
+    let mut table = vec![0; 128 * 128];
+    for (index, (first, last)) in partitions.iter().enumerate() {
+        let entry = &mut table[index * 128..][..128];
+        entry[..32].fill(0xaa);
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+    }
+    let mut header = vec![0; 92];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[8..16].copy_from_slice(&[0, 0, 1, 0, 92, 0, 0, 0]);
+    header[24] = 1;
+    let last_usable = sectors as u64 - 34;
+    for (at, field) in [(40, 34), (48, last_usable), (72, 2)] {
+        header[at..at + 8].copy_from_slice(&field.to_le_bytes());
+    }
+    for (at, field) in [(80, 128), (84, 128), (88, format::crc32(&table))] {
+        header[at..at + 4].copy_from_slice(&field.to_le_bytes());
+    }
+    let crc = format::crc32(&header);
+    header[16..20].copy_from_slice(&crc.to_le_bytes());
+    disk.bytes[unit..unit + 92].copy_from_slice(&header);
+    disk.bytes[2 * unit..2 * unit + table.len()].copy_from_slice(&table);
+}
+
+#[test]
+fn disk_with_a_mark_is_found_and_its_uuid_is_what_picks_it() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE));
+    assert_eq!(search(&mut disk, To::AnyArea), Ok(0));
+    assert_eq!(search(&mut disk, To::Area(UUID)), Ok(0));
+    assert_eq!(search(&mut disk, To::Area([1; 16])), Err(vec![(0, Unusable::Foreign(UUID))]));
+    assert_eq!(search(&mut disk, To::Refused), Err(vec![(0, Unusable::Refused)]));
+}
+
+#[test]
+fn disk_without_a_valid_mark_is_refused() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    let mark = |error| Err(vec![(0, Unusable::Mark(error))]);
+    assert_eq!(search(&mut disk, To::AnyArea), mark(TrailerError::Magic));
+    reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE));
+    let flipped = SIZE as usize - 4096 + 300;
+    disk.bytes[flipped] ^= 4;
+    assert_eq!(search(&mut disk, To::AnyArea), mark(TrailerError::Checksum));
+    disk.bytes[flipped] ^= 4;
+    disk.bytes.truncate(1 << 20);
+    let tiny = Unusable::Size(1 << 20);
+    assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, tiny)]));
+}
+
+#[test]
+fn mark_for_an_area_of_another_size_is_refused() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE * 2));
+    let resized = Unusable::Resized { reserved: SIZE * 2, found: SIZE };
+    assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, resized)]));
+}
+
+#[test]
+fn unsaved_dump_is_not_overwritten_but_a_partial_one_is() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    for (state, expected) in [
+        (State::Complete, Err(vec![(0, Unusable::Unsaved)])),
+        (State::Writing, Ok(0)),
+        (State::Incomplete, Ok(0)),
+    ] {
+        let trailer = Trailer { state, ..Trailer::empty(UUID, SIZE) };
+        reserve(&mut disk, 0, SIZE, trailer);
+        assert_eq!(search(&mut disk, To::AnyArea), expected, "{state:?}");
+    }
+}
+
+#[test]
+fn marked_partition_is_found_among_others() {
+    for (sector_size, first, last) in [(512, 4096, 4096 + (SIZE / 512) - 1), (4096, 512, 2559)] {
+        let machine = FakeMachine::default();
+        let mut disk = FakeDisk::new(4 * SIZE, &machine);
+        disk.sector_size = sector_size;
+        partition(&mut disk, &[(64, 255), (first, last)]);
+        let start = first * u64::from(sector_size);
+        let size = (last + 1 - first) * u64::from(sector_size);
+        reserve(&mut disk, start, size, Trailer::empty(UUID, size));
+        assert_eq!(search(&mut disk, To::Area(UUID)), Ok(start), "sectors of {sector_size}");
+        let refused = search(&mut disk, To::Area([1; 16])).unwrap_err();
+        assert_eq!(refused[1], (2, Unusable::Foreign(UUID)));
+    }
+}
+
+#[test]
+fn damaged_partition_table_is_not_believed() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(4 * SIZE, &machine);
+    partition(&mut disk, &[(4096, 4096 + (SIZE / 512) - 1)]);
+    reserve(&mut disk, 4096 * 512, SIZE, Trailer::empty(UUID, SIZE));
+    assert_eq!(search(&mut disk, To::AnyArea), Ok(4096 * 512));
+    disk.bytes[1024 + 128 * 5] = 1;
+    assert!(search(&mut disk, To::AnyArea).is_err());
+}

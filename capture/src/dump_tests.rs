@@ -1,0 +1,207 @@
+//! Whole dumps from a fake machine to a fake disk, read back with goblin.
+
+use std::string::String;
+use std::vec::Vec;
+
+use format::area::TrailerError;
+use format::note::Notes;
+use goblin::elf64::program_header::{PT_LOAD, PT_NOTE, ProgramHeader, SIZEOF_PHDR};
+
+use super::*;
+use crate::area::find;
+use crate::fake::{FakeDisk, FakeMachine, LIMIT, elfcorehdr64, note};
+use crate::options::To;
+
+const AT: u64 = 0x3b00_0000;
+const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
+const IMAGE: u64 = 0xffff_ffff_8200_0000;
+const AREA: u64 = 16 << 20;
+const UUID: [u8; 16] = *b"0123456789abcdef";
+
+/// A machine with low memory that kexec moved, of an odd size, and 6 MiB at 1 MiB that hold the
+/// kernel image.
+fn machine() -> FakeMachine {
+    let mut machine = FakeMachine::default();
+    machine.put_pattern(0x3a00_0000, 0x9_fc00);
+    machine.put_pattern(0x10_0000, 6 << 20);
+    machine.put(0x100_0000, note(b"CORE", 1, &[7; 336]));
+    let info = note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0\nNUMBER(phys_base)=-31457280\n");
+    let info_size = info.len() as u64;
+    machine.put(0x100_2000, info);
+    machine.put(
+        AT,
+        elfcorehdr64(&[
+            (4, 0x100_0000, 0, 0x100_0000, machine.bytes(0x100_0000, 356).unwrap().len() as u64),
+            (4, 0x100_2000, 0, 0x100_2000, info_size),
+            (1, 0x20_0000, IMAGE, 0x20_0000, 0x10_0000),
+            (1, 0x3a00_0000, DIRECT_MAP, 0, 0x9_fc00),
+            (1, 0x10_0000, DIRECT_MAP + 0x10_0000, 0x10_0000, 6 << 20),
+        ]),
+    );
+    machine
+}
+
+struct Dumped {
+    bytes: Vec<u8>,
+    log: Vec<Option<u64>>,
+    result: Result<Complete, Error>,
+    said: Vec<String>,
+}
+
+/// Dumps the machine to a fresh area; `spoil` may break machine and disk before.
+fn dump(area_size: u64, spoil: impl Fn(&mut FakeMachine, &mut FakeDisk<'_>)) -> Dumped {
+    let (old_machine, mut machine) = (machine(), machine());
+    let mut disk = FakeDisk::new(area_size, &old_machine);
+    let at = area_size as usize - PAGE;
+    disk.bytes[at..].copy_from_slice(&Trailer::empty(UUID, area_size).to_block());
+    spoil(&mut machine, &mut disk);
+
+    let mut buffers = Buffers::new();
+    let mut old = OldMemory::new();
+    let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
+    headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
+    let area = find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();
+    let source = Source { headers: &headers, old: &old };
+    let payload = Payload { version: "tinykdump test", memory_used: 12345 };
+    let result = write(&mut machine, &mut disk, &area, source, payload, &mut buffers);
+    Dumped { bytes: disk.bytes, log: disk.log, result, said: machine.said }
+}
+
+impl Dumped {
+    fn headers(&self) -> Vec<ProgramHeader> {
+        let count = u16::from_le_bytes([self.bytes[56], self.bytes[57]]);
+        (0..usize::from(count))
+            .map(|index| {
+                let mut header = ProgramHeader::default();
+                let bytes = &self.bytes[64 + index * SIZEOF_PHDR..][..SIZEOF_PHDR];
+                plain::copy_from_bytes(&mut header, bytes).unwrap();
+                header
+            })
+            .collect()
+    }
+
+    fn segment(&self, header: &ProgramHeader) -> &[u8] {
+        &self.bytes[header.p_offset as usize..][..header.p_filesz as usize]
+    }
+
+    fn record(&self) -> Record {
+        let notes = self.headers()[0];
+        let mut notes = Notes::new(self.segment(&notes));
+        Record::from_desc(notes.find(|note| note.name == record::NAME).unwrap().desc).unwrap()
+    }
+
+    fn trailer(&self) -> Result<Trailer, TrailerError> {
+        Trailer::parse(&self.bytes[self.bytes.len() - PAGE..])
+    }
+
+    /// Checks every word of the CRC32 table against the bytes it stands for.
+    fn assert_checksums(&self, complete: &Complete) {
+        let layout = Layout::new(self.bytes.len() as u64).unwrap();
+        let core = &self.bytes[..complete.size as usize];
+        let expected: Vec<u8> = core
+            .chunks(CRC_CHUNK as usize)
+            .flat_map(|chunk| format::crc32(chunk).to_le_bytes())
+            .collect();
+        let table = &self.bytes[layout.crc_table as usize..][..expected.len()];
+        assert!(table == expected);
+        assert_eq!(self.trailer().unwrap().crc_table_crc, format::crc32(table));
+    }
+}
+
+#[test]
+fn every_byte_of_memory_is_in_the_core_where_its_header_says() {
+    let dumped = dump(AREA, |_, _| {});
+    let complete = dumped.result.unwrap();
+    let machine = machine();
+    let headers = dumped.headers();
+    let kinds: Vec<u32> = headers.iter().map(|header| header.p_type).collect();
+    assert_eq!(kinds, [PT_NOTE, PT_LOAD, PT_LOAD, PT_LOAD]);
+    for (header, (from, virt, phys)) in headers[1..].iter().zip([
+        (0x20_0000, IMAGE, 0x20_0000),
+        (0x3a00_0000, DIRECT_MAP, 0),
+        (0x10_0000, DIRECT_MAP + 0x10_0000, 0x10_0000),
+    ]) {
+        assert_eq!((header.p_vaddr, header.p_paddr, header.p_align), (virt, phys, 0));
+        assert_eq!(header.p_offset % 4096, phys % 4096);
+        assert!(dumped.segment(header) == machine.bytes(from, header.p_filesz).unwrap());
+    }
+    let end = headers[3].p_offset + headers[3].p_filesz;
+    assert_eq!(end.next_multiple_of(4096), complete.size);
+    dumped.assert_checksums(&complete);
+}
+
+#[test]
+fn complete_dump_says_so_everywhere() {
+    let dumped = dump(AREA, |_, _| {});
+    let complete = dumped.result.unwrap();
+    assert_eq!(dumped.bytes[E_FLAGS], 0);
+    let record = dumped.record();
+    assert_eq!((record.complete.get(), record.pages_unreadable.get()), (1, 0));
+    assert_eq!(record.pages_read.get(), 0xa0 + (6 << 8));
+    assert_eq!((record.payload(), record.memory_used.get()), ("tinykdump test", 12345));
+    let trailer = dumped.trailer().unwrap();
+    assert_eq!((trailer.state, trailer.reason), (State::Complete, Reason::None));
+    assert_eq!((trailer.core_size, trailer.sequence), (complete.size, 1));
+    assert!(dumped.said[0].contains("writing 7 MiB in 2 ranges"), "{:?}", dumped.said);
+}
+
+#[test]
+fn notes_are_cpu_notes_vmcoreinfo_and_ours_last() {
+    let dumped = dump(AREA, |_, _| {});
+    let notes = dumped.headers()[0];
+    let names: Vec<&[u8]> = Notes::new(dumped.segment(&notes)).map(|note| note.name).collect();
+    assert_eq!(names, [&b"CORE"[..], b"VMCOREINFO", record::NAME]);
+    assert!(notes.p_offset + notes.p_filesz <= dumped.headers()[2].p_offset);
+}
+
+#[test]
+fn trailer_says_writing_before_anything_else_and_complete_after_everything_else() {
+    let dumped = dump(AREA, |_, _| {});
+    let trailer = Some(AREA - BLOCK);
+    let trailers: Vec<usize> =
+        (0..dumped.log.len()).filter(|&index| dumped.log[index] == trailer).collect();
+    assert_eq!(trailers.first(), Some(&0));
+    assert_eq!(dumped.log[1], None, "flushed before the first block");
+    let last = dumped.log.len() - 2;
+    assert_eq!(trailers, [0, last]);
+    assert_eq!(dumped.log[last - 1], None, "flushed before it is complete");
+    assert_eq!(dumped.log[last + 1], None, "and after");
+}
+
+#[test]
+fn unreadable_pages_are_zeros_and_counted_and_the_dump_goes_on() {
+    let dumped = dump(AREA, |machine, _| machine.poisoned = [0x20_1000, 0x3a00_0000].into());
+    let complete = dumped.result.unwrap();
+    assert_eq!((complete.pages_unreadable, dumped.record().pages_unreadable.get()), (2, 2));
+    let headers = dumped.headers();
+    assert!(dumped.segment(&headers[2])[..4096].iter().all(|&byte| byte == 0));
+    let high = dumped.segment(&headers[3]);
+    assert!(high[0x10_1000..0x10_2000].iter().all(|&byte| byte == 0));
+    assert!(high[0x10_2000..0x10_3000] == *machine().bytes(0x20_2000, 4096).unwrap());
+    assert!(dumped.said.iter().any(|line| line.contains("0x201000 cannot be read")));
+    dumped.assert_checksums(&complete);
+}
+
+#[test]
+fn area_that_is_too_small_is_not_touched() {
+    let dumped = dump(4 << 20, |_, _| {});
+    let needs = 0x1000 + 0xa_0000 + (6 << 20);
+    assert!(matches!(
+        dumped.result,
+        Err(Error::Plan(core_file::Error::AreaTooSmall { needs: n, .. })) if n == needs
+    ));
+    assert!(dumped.log.is_empty());
+    assert_eq!(dumped.trailer().unwrap().state, State::Empty);
+}
+
+#[test]
+fn disk_that_dies_at_any_write_never_leaves_a_dump_that_looks_complete() {
+    let all = dump(AREA, |_, _| {}).log.iter().flatten().count();
+    for writes in 0..all {
+        let dumped = dump(AREA, |_, disk| disk.writes_left = writes);
+        assert_eq!(dumped.result, Err(Error::Disk(DiskError::Failed)), "after {writes} writes");
+        let state = dumped.trailer().unwrap().state;
+        let expected = if writes == 0 { State::Empty } else { State::Writing };
+        assert_eq!(state, expected, "after {writes} writes");
+    }
+}
