@@ -146,7 +146,7 @@ fn area_in_a_gpt_partition_is_found_and_its_neighbour_left_alone() -> Result<()>
     let mut before = vec![0; usize::try_from(partition)?];
     image.read_exact_at(&mut before, 0)?;
     let crashed = dumps_completely(&scenario, vec![disk.clone()], &directory)?;
-    crashed.expect_payload_line("partition 2")?;
+    crashed.expect_payload_line("partition 1: no reservation mark")?;
     let mut after = vec![0; usize::try_from(partition)?];
     image.read_exact_at(&mut after, 0)?;
     ensure!(before == after, "the table or the other partition was written to");
