@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use format::area::Layout;
 use tests::core_file::CoreFile;
-use tests::crash::{Crashed, bench, directory, refused};
+use tests::crash::{Crashed, analyzer, bench, directory, refused};
+use tests::trace::of_analyzer;
 use xtask::dump::area_size;
 use xtask::guest::Scenario;
 use xtask::qemu::{Disk, sparse_image};
@@ -123,6 +124,19 @@ fn second_disk_is_taken_when_only_it_has_a_mark() -> Result<()> {
     dumps_completely(&scenario, disks, &directory)?;
     ensure!(before == std::fs::read(&first.image)?, "the first disk was written to");
     bench()?.loader.save(&second.image, &directory)?;
+    Ok(())
+}
+
+#[test]
+fn backtrace_comes_straight_from_the_area_too() -> Result<()> {
+    let directory = directory("areas/direct")?;
+    let scenario = Scenario::default();
+    let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
+    dumps_completely(&scenario, vec![disk.clone()], &directory)?;
+    let from_area = of_analyzer(&analyzer()?.run("bt", &disk.image, None)?)?;
+    let dump = bench()?.loader.save(&disk.image, &directory)?;
+    let from_dump = of_analyzer(&analyzer()?.run("bt", &dump, None)?)?;
+    ensure!(from_area == from_dump, "{from_area:#x?}\n{from_dump:#x?}");
     Ok(())
 }
 

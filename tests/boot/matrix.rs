@@ -93,6 +93,10 @@ fn dump_is_complete_and_the_machine_reboots_by_itself(dumped: &Dumped) -> Result
     ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
     let pages = crashed.expect_payload_line("pages read")?;
     ensure!(pages.contains(" 0 unreadable, 0 headers dropped"), "{pages}");
+    let figures = crashed.expect_payload_line("first block after")?;
+    for figure in [" ms, complete after ", " MB/s, ", " KiB of memory used"] {
+        ensure!(figures.contains(figure), "no {figure:?} in {figures:?}");
+    }
 
     let core = CoreFile::open(&dumped.dump)?;
     core.check_layout()?;

@@ -1,6 +1,6 @@
 //! `cargo demo`: a Debian kernel crashes in QEMU, and a minute later one sees why.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -10,7 +10,7 @@ use crate::fixtures::{DebugInfo, Fixtures};
 use crate::guest::{self, Scenario, Syscall};
 use crate::process;
 use crate::programs::{Analyzer, Loader, Profile};
-use crate::qemu::sparse_image;
+use crate::qemu::{Disk, sparse_image};
 use crate::target::Target;
 use crate::workspace;
 
@@ -39,55 +39,16 @@ pub fn run(options: &Options) -> Result<()> {
     let directory = workspace().join("target/demo");
     clear(&directory)?;
     let bench = prepare(options)?;
-    let syscall = if options.kexec_load { Syscall::Load } else { Syscall::FileLoad };
     let scenario = Scenario {
-        syscall,
+        syscall: if options.kexec_load { Syscall::Load } else { Syscall::FileLoad },
         memory_mib: options.memory,
         append: options.append.clone(),
         ..Scenario::default()
     };
-
-    heading(3, "Reserve an area for the dump");
-    let size = area_size(&scenario);
-    let disk = sparse_image(&directory.join("disk.img"), size)?;
-    shell("truncate", &format!("--size={}M target/demo/disk.img", size >> 20));
-    shell("loader", "reserve target/demo/disk.img");
-    print!("{}", bench.loader.reserve(&disk.image)?);
-
-    heading(4, "Boot Debian, load the payload with kexec -p, crash");
-    let mut vm = bench.guest().start(&scenario, vec![disk.clone()], &directory)?;
-    println!("{}\n", vm.command());
-    vm.console.follow(show_from_the_first_mark());
-    bench.guest().wait_for_crash(&mut vm)?;
-    let crash = Instant::now();
-    let reason = vm.wait_for_end(DUMP)?;
-    let took = crash.elapsed();
-    vm.quit()?;
-    if reason != "guest-reset" {
-        bail!("the machine did not reboot: {reason}; see {}", directory.display());
-    }
-    println!("\nThe machine rebooted by itself, {:.1} s after the crash.", took.as_secs_f64());
-
-    heading(5, "Save the dump");
-    shell("loader", "show target/demo/disk.img");
-    print!("{}", bench.loader.show(&disk.image)?);
-    shell("loader", "save target/demo/disk.img target/demo");
-    let dump = bench.loader.save(&disk.image, &directory)?;
-    println!("{}", size_of(&dump)?);
-
-    heading(6, "Why did it die?");
-    let analyzer = Analyzer::build(Profile::Dev)?;
-    let vmlinux = bench.kernel.vmlinux.as_deref();
-    let shown = vmlinux.map(|path| format!(" {}", path.display())).unwrap_or_default();
-    for command in ["sys", "bt"] {
-        shell("host-analyzer", &format!("{command} target/demo/dump.elf{shown}"));
-        println!("{}", analyzer.run(command, &dump, vmlinux)?.trim_end());
-    }
-    println!("\nEverything is left in target/demo: dump.elf, disk.img, serial.log.");
-    if vmlinux.is_none() {
-        println!("With `cargo demo --with-debug-info` it shows inlined frames and lines too.");
-    }
-    Ok(())
+    let disk = reserve(&bench, &scenario, &directory)?;
+    crash(&bench, &scenario, &disk, &directory)?;
+    let dump = save(&bench, &disk, &directory)?;
+    explain(&bench, &dump)
 }
 
 fn prepare(options: &Options) -> Result<Workbench> {
@@ -110,8 +71,61 @@ fn prepare(options: &Options) -> Result<Workbench> {
     Ok(Workbench { target, fixtures, kernel, tools, payload, loader })
 }
 
+fn reserve(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<Disk> {
+    heading(3, "Reserve an area for the dump");
+    let size = area_size(scenario);
+    let disk = sparse_image(&directory.join("disk.img"), size)?;
+    shell("truncate", &format!("--size={}M target/demo/disk.img", size >> 20));
+    shell("loader", "reserve target/demo/disk.img");
+    print!("{}", bench.loader.reserve(&disk.image)?);
+    Ok(disk)
+}
+
+fn crash(bench: &Workbench, scenario: &Scenario, disk: &Disk, directory: &Path) -> Result<()> {
+    heading(4, "Boot Debian, load the payload with kexec -p, crash");
+    let mut vm = bench.guest().start(scenario, vec![disk.clone()], directory)?;
+    println!("$ {}\n", vm.command());
+    vm.console.follow(show_from_the_first_mark());
+    bench.guest().wait_for_crash(&mut vm)?;
+    let crash = Instant::now();
+    let reason = vm.wait_for_end(DUMP)?;
+    let took = crash.elapsed();
+    vm.quit()?;
+    if reason != "guest-reset" {
+        bail!("the machine did not reboot: {reason}; see {}", directory.display());
+    }
+    println!("\nThe machine rebooted by itself, {:.1} s after the crash.", took.as_secs_f64());
+    Ok(())
+}
+
+fn save(bench: &Workbench, disk: &Disk, directory: &Path) -> Result<PathBuf> {
+    heading(5, "Save the dump");
+    shell("loader", "show target/demo/disk.img");
+    print!("{}", bench.loader.show(&disk.image)?);
+    shell("loader", "save target/demo/disk.img target/demo");
+    let dump = bench.loader.save(&disk.image, directory)?;
+    println!("{}", size_of(&dump)?);
+    Ok(dump)
+}
+
+fn explain(bench: &Workbench, dump: &Path) -> Result<()> {
+    heading(6, "Why did it die?");
+    let analyzer = Analyzer::build(Profile::Dev)?;
+    let vmlinux = bench.kernel.vmlinux.as_deref();
+    let shown = vmlinux.map(|path| format!(" {}", path.display())).unwrap_or_default();
+    for command in ["sys", "bt"] {
+        shell("host-analyzer", &format!("{command} target/demo/dump.elf{shown}"));
+        println!("{}", analyzer.run(command, dump, vmlinux)?.trim_end());
+    }
+    println!("\nEverything is left in target/demo: dump.elf, disk.img, serial.log.");
+    if vmlinux.is_none() {
+        println!("With `cargo demo --with-debug-info` it shows inlined frames and lines too.");
+    }
+    Ok(())
+}
+
 /// Removes what an earlier run left.
-fn clear(directory: &PathBuf) -> Result<()> {
+fn clear(directory: &Path) -> Result<()> {
     if directory.exists() {
         std::fs::remove_dir_all(directory)?;
     }
@@ -139,7 +153,7 @@ fn shell(program: &str, arguments: &str) {
 }
 
 /// A file's name below the workspace, and its size.
-fn size_of(path: &std::path::Path) -> Result<String> {
+fn size_of(path: &Path) -> Result<String> {
     let bytes = path.metadata()?.len();
     let shown = path.strip_prefix(workspace()).unwrap_or(path).display();
     Ok(match bytes {

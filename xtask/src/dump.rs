@@ -68,11 +68,15 @@ impl Workbench {
         Ok(disk)
     }
 
-    /// Boots, crashes and saves in one go; logs and `dump.elf` are left in `directory`.
+    /// Boots, crashes and saves in one go; logs and `dump.elf` are left in `directory`, whatever was
+    /// there before is removed.
     ///
     /// # Errors
     /// When the guest does not crash, does not reboot by itself, or leaves no dump.
     pub fn dump(&self, scenario: &Scenario, directory: &Path) -> Result<PathBuf> {
+        if directory.exists() {
+            std::fs::remove_dir_all(directory)?;
+        }
         let disk = self.reserved_disk(scenario, directory, "disk.img")?;
         let mut vm = self.guest().boot(scenario, vec![disk.clone()], directory)?;
         let reason = vm.wait_for_end(DUMP)?;

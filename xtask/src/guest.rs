@@ -303,3 +303,42 @@ impl Archive {
         Ok(self.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_loads_with_the_system_call_and_the_options_asked_for() {
+        let scenario = Scenario {
+            syscall: Syscall::Load,
+            append: "capture.after=halt".to_owned(),
+            trigger: Trigger::SysrqOnCpu(1),
+            ..Scenario::default()
+        };
+        let script = init_script(&scenario, &[PathBuf::from("/x/virtio.ko")]).unwrap();
+        assert!(script.contains("\nkexec -c -p /capture.bin --append='capture.after=halt' "));
+        assert!(script.contains("\ninsmod /modules/virtio.ko || fail "));
+        assert!(script.ends_with("\ntaskset -c 1 sh -c 'echo c > /proc/sysrq-trigger'\n"));
+    }
+
+    #[test]
+    fn quote_in_the_options_is_refused() {
+        let scenario = Scenario { append: "a='b".to_owned(), ..Scenario::default() };
+        assert!(init_script(&scenario, &[]).is_err());
+    }
+
+    #[test]
+    fn archive_holds_names_modes_and_contents() {
+        let mut archive = Archive::default();
+        archive.directory("bin").unwrap();
+        archive.entry("init", 0o100_755, b"#!/bin/sh\n").unwrap();
+        let bytes = archive.finish().unwrap();
+        let first = newc::Reader::new(bytes.as_slice()).unwrap();
+        assert_eq!((first.entry().name(), first.entry().mode()), ("bin", 0o040_755));
+        let second = newc::Reader::new(first.finish().unwrap()).unwrap();
+        assert_eq!((second.entry().name(), second.entry().file_size()), ("init", 10));
+        let last = newc::Reader::new(second.finish().unwrap()).unwrap();
+        assert!(last.entry().is_trailer());
+    }
+}
