@@ -1,0 +1,209 @@
+//! Backtraces of kernel stacks.
+//!
+//! Without a task, that of the task that crashed. Real registers come first: what the crashing and
+//! the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
+//! followed across interrupt and exception stacks to user mode.
+
+use std::io::Write;
+
+use crate::kernel::Kernel;
+use crate::linux::printk::Log;
+use crate::linux::stacks::Stack;
+use crate::linux::task::Task;
+use crate::linux::{Linux, Place};
+use crate::render::text;
+use crate::unwind::{self, End, Frame, Start, Trace, Unwinder};
+use crate::{Error, VirtAddr};
+
+/// What to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The tasks to show, by PID or address; none means the one that crashed.
+    pub tasks: Vec<TaskId>,
+    /// The tasks that ran, one per CPU.
+    pub all_cpus: bool,
+    /// Every task.
+    pub all_tasks: bool,
+}
+
+/// How a user names a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskId {
+    /// By PID; 0 names the idle tasks.
+    Pid(u32),
+    /// By the address of its struct task_struct.
+    Address(VirtAddr),
+}
+
+impl std::str::FromStr for TaskId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<TaskId, String> {
+        let hexadecimal = text.strip_prefix("0x").unwrap_or(text);
+        if let Ok(pid) = text.parse() {
+            return Ok(TaskId::Pid(pid));
+        }
+        match u64::from_str_radix(hexadecimal, 16) {
+            Ok(address) if address >> 63 == 1 => Ok(TaskId::Address(VirtAddr(address))),
+            _ => Err(format!("{text} is neither a PID nor the address of a task")),
+        }
+    }
+}
+
+/// The backtrace of a task.
+#[derive(Clone, Debug)]
+pub struct Backtrace {
+    /// The task.
+    pub task: Task,
+    /// The CPU that it ran on, if it ran.
+    pub running_on: Option<u32>,
+    /// Its frames, innermost first.
+    pub rows: Vec<Row>,
+    /// Why they ended.
+    pub end: End,
+}
+
+/// One frame, with all that is known of it.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The frame.
+    pub frame: Frame,
+    /// The function it is in.
+    pub place: Option<Place>,
+    /// Functions inlined there, innermost first, and the line in each; then the function itself.
+    pub source: Vec<SourceLine>,
+    /// The name of the stack that begins with this frame, unless it is the task's own.
+    pub stack: Option<String>,
+}
+
+/// A line of source code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLine {
+    /// The inlined function's name; `None` for the function that the symbol table names.
+    pub inlined: Option<String>,
+    /// File, as the compiler was told it.
+    pub file: Option<String>,
+    /// Line; 0 when the compiler did not say.
+    pub line: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Error::NoTask`], [`Error::Output`], and whatever makes all tasks unreadable.
+pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
+    text::completeness(kernel.dump(), out)?;
+    let linux = Linux::new(kernel);
+    let tracer = Tracer::new(&linux);
+    if !options.all_tasks && options.tasks.is_empty() && !options.all_cpus {
+        return crashed(&tracer, out);
+    }
+    let mut problems = Vec::new();
+    for task in chosen(&tracer, options, &mut problems)? {
+        text::backtrace(&tracer.trace(task), None, out)?;
+        writeln!(out)?;
+    }
+    text::problems(&problems, out)
+}
+
+fn crashed(tracer: &Tracer<'_, '_>, out: &mut dyn Write) -> Result<(), Error> {
+    let cpu = tracer.linux.crashed_cpu()?;
+    let trace = tracer.trace(tracer.linux.current(cpu)?);
+    let panic = Log::read(tracer.linux.kernel()).ok().and_then(|log| log.panic_line());
+    text::backtrace(&trace, panic.as_deref(), out)
+}
+
+fn chosen(
+    tracer: &Tracer<'_, '_>,
+    options: &Options,
+    problems: &mut Vec<String>,
+) -> Result<Vec<Task>, Error> {
+    let linux = tracer.linux;
+    if options.all_tasks {
+        let list = linux.all_tasks()?;
+        problems.extend(list.problems);
+        return Ok(list.tasks);
+    }
+    let mut tasks = Vec::new();
+    if options.all_cpus {
+        for &cpu in &linux.percpu()?.online {
+            match linux.current(cpu) {
+                Ok(task) => tasks.push(task),
+                Err(error) => problems.push(format!("CPU {cpu}: {error}")),
+            }
+        }
+    }
+    for &id in &options.tasks {
+        match id {
+            TaskId::Address(address) => tasks.push(linux.task(address)?),
+            TaskId::Pid(pid) => {
+                let list = linux.all_tasks()?;
+                problems.extend(list.problems);
+                let before = tasks.len();
+                tasks.extend(list.tasks.into_iter().filter(|task| task.pid == pid));
+                if tasks.len() == before {
+                    return Err(Error::NoTask(pid.to_string()));
+                }
+            }
+        }
+    }
+    Ok(tasks)
+}
+
+/// Makes backtraces of a kernel's tasks.
+pub struct Tracer<'k, 'd> {
+    linux: &'k Linux<'k, 'd>,
+    unwinder: Box<dyn Unwinder + 'k>,
+    running: Vec<(u32, VirtAddr)>,
+}
+
+impl<'k, 'd> Tracer<'k, 'd> {
+    /// A tracer for the tasks of `linux`.
+    #[must_use]
+    pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
+        let online = linux.percpu().map(|percpu| percpu.online.clone()).unwrap_or_default();
+        let running = |cpu| linux.current(cpu).ok().map(|task| (cpu, task.address));
+        let running = online.into_iter().filter_map(running).collect();
+        Tracer { linux, unwinder: unwind::for_kernel(linux), running }
+    }
+
+    /// The backtrace of a task.
+    #[must_use]
+    pub fn trace(&self, task: Task) -> Backtrace {
+        let running_on = self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
+        let stacks = self.linux.stacks(&task, running_on.unwrap_or(task.cpu));
+        let trace = self.unwind(&task, running_on, &stacks);
+        let rows = self.rows(trace.frames, &stacks);
+        Backtrace { task, running_on, rows, end: trace.end }
+    }
+
+    fn unwind(&self, task: &Task, running_on: Option<u32>, stacks: &[Stack]) -> Trace {
+        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
+        match (running_on, task.saved_sp) {
+            (Some(cpu), _) => match self.linux.saved_registers(cpu) {
+                Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
+                None => stuck(format!("it was running, and CPU {cpu} saved no registers")),
+            },
+            (None, Some(sp)) => self.unwinder.unwind(Start::Saved(sp), stacks),
+            (None, None) => stuck("where it saved its stack pointer is not known".to_owned()),
+        }
+    }
+
+    fn rows(&self, frames: Vec<Frame>, stacks: &[Stack]) -> Vec<Row> {
+        let mut last = None;
+        let mut row = |frame: Frame| {
+            let lookup = frame.lookup_pc();
+            let place = self.linux.place(lookup).map(|place| {
+                // Looked up one byte back, shown as it is.
+                let offset = place.offset + frame.pc.0.wrapping_sub(lookup.0);
+                Place { offset, ..place }
+            });
+            let name = stacks.iter().find(|stack| stack.holds(frame.at)).map(|it| it.name.clone());
+            let stack = name.clone().filter(|name| Some(name) != last.as_ref() && name != "task");
+            last = name;
+            let source = Vec::new();
+            Row { frame, place, source, stack }
+        };
+        frames.into_iter().map(&mut row).collect()
+    }
+}

@@ -1,0 +1,31 @@
+//! The kernel's log, as dmesg prints it.
+
+use std::io::Write;
+
+use crate::Error;
+use crate::kernel::Kernel;
+use crate::linux::printk::Log;
+use crate::render::text;
+
+/// What to show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Show each record's level.
+    pub level: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Those of [`Log::read`], and [`Error::Output`].
+pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
+    text::completeness(kernel.dump(), out)?;
+    let log = Log::read(kernel)?;
+    for record in &log.records {
+        text::log_record(record, options.level, out)?;
+    }
+    if log.damaged != 0 {
+        text::problems(&[format!("{} records of the log are damaged", log.damaged)], out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The machine and its crash at a glance.
+
+use std::io::Write;
+
+use crate::kernel::Kernel;
+use crate::linux::Linux;
+use crate::linux::printk::Log;
+use crate::render::text;
+use crate::source::Completeness;
+use crate::Error;
+
+/// Runs the command. A row whose value cannot be read says so.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn run(kernel: &Kernel<'_>, out: &mut dyn Write) -> Result<(), Error> {
+    text::completeness(kernel.dump(), out)?;
+    let linux = Linux::new(kernel);
+    let mut rows = Rows::default();
+    machine_rows(&linux, &mut rows);
+    crash_rows(&linux, &mut rows);
+    dump_rows(kernel, &mut rows);
+    text::rows(&rows.0, out)
+}
+
+/// Name and value of each row.
+#[derive(Default)]
+struct Rows(Vec<(&'static str, String)>);
+
+impl Rows {
+    fn add(&mut self, name: &'static str, value: impl Into<String>) {
+        self.0.push((name, value.into()));
+    }
+
+    fn add_result(&mut self, name: &'static str, value: Result<String, Error>) {
+        self.add(name, value.unwrap_or_else(|error| format!("(unknown: {error})")));
+    }
+}
+
+fn machine_rows(linux: &Linux<'_, '_>, rows: &mut Rows) {
+    let kernel = linux.kernel();
+    rows.add("KERNEL", "(from the dump)");
+    rows.add("DUMPFILE", dump_file(kernel));
+    rows.add_result("CPUS", linux.percpu().map(|percpu| percpu.online.len().to_string()));
+    let clock = linux.clock();
+    let crashed = kernel.vmcoreinfo().get("CRASHTIME").and_then(|text| text.parse().ok());
+    let date = crashed.map_or_else(|| linux.clock().map(|clock| clock.date), Ok);
+    rows.add_result("DATE", date.map(text::date));
+    rows.add_result("UPTIME", clock.map(|clock| text::duration(clock.uptime)));
+    let load = |it: [f64; 3]| format!("{:.2}, {:.2}, {:.2}", it[0], it[1], it[2]);
+    rows.add_result("LOAD AVERAGE", linux.load().map(load));
+    let tasks = linux.all_tasks().map(|list| match list.problems.len() {
+        0 => list.tasks.len().to_string(),
+        _ => format!("{} (incomplete: {})", list.tasks.len(), list.problems.join("; ")),
+    });
+    rows.add_result("TASKS", tasks);
+    match linux.names() {
+        Ok(names) => {
+            rows.add("NODENAME", names.node);
+            rows.add("RELEASE", names.release);
+            rows.add("VERSION", names.version);
+            let rate = linux.cpu_mhz().map_or_else(String::new, |mhz| format!("  ({mhz} Mhz)"));
+            rows.add("MACHINE", format!("{}{rate}", names.machine));
+        }
+        Err(error) => {
+            rows.add("RELEASE", kernel.vmcoreinfo().release());
+            rows.add("NODENAME", format!("(unknown: {error})"));
+        }
+    }
+    rows.add_result("MEMORY", linux.memory_size().map(text::size));
+}
+
+fn dump_file(kernel: &Kernel<'_>) -> String {
+    let path = kernel.dump().path().display();
+    match kernel.dump().completeness() {
+        Completeness::Complete => path.to_string(),
+        Completeness::Incomplete(_) => format!("{path}  [INCOMPLETE]"),
+    }
+}
+
+fn crash_rows(linux: &Linux<'_, '_>, rows: &mut Rows) {
+    let panic = Log::read(linux.kernel()).map(|log| match log.panic_line() {
+        Some(line) => format!("\"{line}\""),
+        None => "(none in the log)".to_owned(),
+    });
+    rows.add_result("PANIC", panic);
+    let crashed = linux.crashed_cpu().and_then(|cpu| Ok((cpu, linux.current(cpu)?)));
+    match crashed {
+        Ok((cpu, task)) => {
+            rows.add("PID", task.pid.to_string());
+            rows.add("COMMAND", format!("\"{}\"", task.comm));
+            rows.add("TASK", format!("{:x}", task.address));
+            rows.add("CPU", cpu.to_string());
+            rows.add("STATE", format!("{} (PANIC)", task.state()));
+        }
+        Err(error) => rows.add("PID", format!("(unknown: {error})")),
+    }
+}
+
+fn dump_rows(kernel: &Kernel<'_>, rows: &mut Rows) {
+    let Some(record) = kernel.notes().record else { return };
+    rows.add("DUMPED BY", record.payload());
+    let state = if record.complete.get() == 1 { "complete" } else { "incomplete" };
+    rows.add("DUMP STATE", state);
+    let pages = |count: u64| format!("{count} ({})", text::size(count.saturating_mul(4096)));
+    rows.add("PAGES READ", pages(record.pages_read.get()));
+    rows.add("PAGES UNREADABLE", pages(record.pages_unreadable.get()));
+    rows.add("HEADERS DROPPED", record.headers_dropped.get().to_string());
+    let spent = record.last_block_us.get().saturating_sub(record.first_block_us.get());
+    rows.add("WRITTEN IN", format!("{}.{:03} s", spent / 1_000_000, spent / 1000 % 1000));
+}

@@ -1,0 +1,273 @@
+//! BTF: the kernel's own description of its types, read out of its memory.
+//!
+//! Documentation/bpf/btf.rst and include/uapi/linux/btf.h, 6.12. One pass over the type records
+//! notes where each begins; structures are decoded when they are asked for.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::bytes::{self, u32_at};
+
+const MAGIC: u16 = 0xeb9f;
+/// Size of struct btf_type, which every record begins with.
+const RECORD: usize = 12;
+/// Size of struct btf_member.
+const MEMBER: usize = 12;
+/// Bound for chains of typedefs and nested anonymous structures.
+const MAX_DEPTH: u32 = 32;
+
+/// Kinds of types that are looked into here.
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// A type's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TypeId(pub u32);
+
+/// A member of a structure, perhaps a nested one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Offset from the start of the outermost structure, in bytes.
+    pub offset: usize,
+    /// Offset of a bit field's lowest bit in the byte at `offset`; 0 for others.
+    pub bit: u32,
+    /// The member's type.
+    pub kind: TypeId,
+}
+
+/// The types of a kernel.
+pub struct Btf<'a> {
+    data: Cow<'a, [u8]>,
+    types: Range<usize>,
+    strings: Range<usize>,
+    /// Where each type's record begins in `types`; type 0 is void and has none.
+    starts: Vec<u32>,
+    /// Structures and unions: (offset of the name, number).
+    structures: Vec<(u32, TypeId)>,
+}
+
+#[derive(Clone, Copy)]
+struct Record {
+    at: usize,
+    name: u32,
+    kind: u32,
+    length: usize,
+    flag: bool,
+    /// Size in bytes or number of another type, depending on the kind.
+    size_or_type: u32,
+}
+
+impl<'a> Btf<'a> {
+    /// Indexes the types in `data`. A record that makes no sense ends the index; what came before
+    /// it stays usable.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the header.
+    pub fn parse(data: Cow<'a, [u8]>) -> Result<Btf<'a>, String> {
+        if bytes::u16_at(&data, 0) != Some(MAGIC) {
+            return Err("BTF does not begin with its magic number".to_owned());
+        }
+        let header = u32_at(&data, 4).unwrap_or(u32::MAX) as usize;
+        let section = |at: usize| {
+            let start = header.checked_add(u32_at(&data, at)? as usize)?;
+            let end = start.checked_add(u32_at(&data, at + 4)? as usize)?;
+            (end <= data.len()).then_some(start..end)
+        };
+        let (Some(types), Some(strings)) = (section(8), section(16)) else {
+            return Err("the sections of BTF lie outside of it".to_owned());
+        };
+        let mut btf = Btf { data, types, strings, starts: Vec::new(), structures: Vec::new() };
+        btf.index();
+        Ok(btf)
+    }
+
+    fn index(&mut self) {
+        let mut at = 0;
+        let mut starts = Vec::with_capacity(self.types.len() / 32);
+        let mut structures = Vec::new();
+        while let Some(record) = self.record_at(at) {
+            let Some(size) = record.size() else { break };
+            starts.push(at as u32);
+            let id = TypeId(starts.len() as u32);
+            if matches!(record.kind, kind::STRUCT | kind::UNION) && record.name != 0 {
+                structures.push((record.name, id));
+            }
+            at += size;
+        }
+        (self.starts, self.structures) = (starts, structures);
+    }
+
+    /// Number of types.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// The structure or union called `name`.
+    #[must_use]
+    pub fn structure(&self, name: &str) -> Option<TypeId> {
+        let strings = self.data.get(self.strings.clone())?;
+        let needle = [b"\0", name.as_bytes(), b"\0"].concat();
+        let at = memchr::memmem::find(strings, &needle)? as u32 + 1;
+        self.structures.iter().find(|(offset, _)| *offset == at).map(|&(_, id)| id)
+    }
+
+    /// The member `path` (names joined by dots) of the structure called `name`. Anonymous
+    /// structures and unions in between are looked through, as in C.
+    #[must_use]
+    pub fn member(&self, name: &str, path: &str) -> Option<Field> {
+        self.member_of(self.structure(name)?, path)
+    }
+
+    /// The member `path` of the structure `id`.
+    #[must_use]
+    pub fn member_of(&self, id: TypeId, path: &str) -> Option<Field> {
+        let mut field = Field { offset: 0, bit: 0, kind: id };
+        for name in path.split('.') {
+            let inner = self.direct_member(field.kind, name, 0)?;
+            let offset = field.offset.checked_add(inner.offset)?;
+            field = Field { offset, ..inner };
+        }
+        Some(field)
+    }
+
+    fn direct_member(&self, id: TypeId, name: &str, depth: u32) -> Option<Field> {
+        let record = self.resolve(id)?;
+        if depth > MAX_DEPTH || !matches!(record.kind, kind::STRUCT | kind::UNION) {
+            return None;
+        }
+        let types = self.data.get(self.types.clone())?;
+        for index in 0..record.length {
+            let at = record.at + RECORD + index * MEMBER;
+            let name_at = u32_at(types, at)?;
+            let kind = TypeId(u32_at(types, at + 4)?);
+            let bits = u32_at(types, at + 8)?;
+            // With the flag set, the upper byte is the width of a bit field.
+            let bits = if record.flag { bits & 0x00ff_ffff } else { bits };
+            let outer = Field { offset: bits as usize / 8, bit: bits % 8, kind };
+            let found = match self.text(name_at) {
+                Some(text) if text == name.as_bytes() => Some(outer),
+                Some(b"") => self.direct_member(kind, name, depth + 1).map(|inner| Field {
+                    offset: outer.offset + inner.offset,
+                    ..inner
+                }),
+                _ => None,
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// Size of a type in bytes; 8 for pointers.
+    #[must_use]
+    pub fn size_of(&self, id: TypeId) -> Option<usize> {
+        self.size_at_depth(id, 0)
+    }
+
+    fn size_at_depth(&self, id: TypeId, depth: u32) -> Option<usize> {
+        let record = self.resolve(id)?;
+        match record.kind {
+            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 => {
+                Some(record.size_or_type as usize)
+            }
+            kind::PTR => Some(8),
+            kind::ARRAY if depth <= MAX_DEPTH => {
+                let (element, count) = self.array(record)?;
+                self.size_at_depth(element, depth + 1)?.checked_mul(count)
+            }
+            _ => None,
+        }
+    }
+
+    /// Element type and number of elements of the array type `id`.
+    #[must_use]
+    pub fn array_of(&self, id: TypeId) -> Option<(TypeId, usize)> {
+        self.resolve(id).filter(|record| record.kind == kind::ARRAY).and_then(|it| self.array(it))
+    }
+
+    fn array(&self, record: Record) -> Option<(TypeId, usize)> {
+        let types = self.data.get(self.types.clone())?;
+        let element = u32_at(types, record.at + RECORD)?;
+        let count = u32_at(types, record.at + RECORD + 8)?;
+        Some((TypeId(element), count as usize))
+    }
+
+    /// Looks through typedefs and qualifiers.
+    fn resolve(&self, mut id: TypeId) -> Option<Record> {
+        for _ in 0..MAX_DEPTH {
+            let record = self.record(id)?;
+            match record.kind {
+                kind::TYPEDEF
+                | kind::VOLATILE
+                | kind::CONST
+                | kind::RESTRICT
+                | kind::TYPE_TAG => id = TypeId(record.size_or_type),
+                _ => return Some(record),
+            }
+        }
+        None
+    }
+
+    fn record(&self, id: TypeId) -> Option<Record> {
+        let index = (id.0 as usize).checked_sub(1)?;
+        self.record_at(*self.starts.get(index)? as usize)
+    }
+
+    fn record_at(&self, at: usize) -> Option<Record> {
+        let types = self.data.get(self.types.clone())?;
+        let words: [u8; RECORD] = bytes::array(types, at)?;
+        let info = u32_at(&words, 4)?;
+        Some(Record {
+            at,
+            name: u32_at(&words, 0)?,
+            kind: info >> 24 & 0x1f,
+            length: (info & 0xffff) as usize,
+            flag: info >> 31 != 0,
+            size_or_type: u32_at(&words, 8)?,
+        })
+    }
+
+    fn text(&self, offset: u32) -> Option<&[u8]> {
+        let rest = self.data.get(self.strings.clone())?.get(offset as usize..)?;
+        Some(&rest[..memchr::memchr(0, rest)?])
+    }
+}
+
+impl Record {
+    /// Bytes of the whole record; `None` for a kind that is not known.
+    fn size(self) -> Option<usize> {
+        let rest = match self.kind {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => self.length * 12,
+            kind::ENUM | kind::FUNC_PROTO => self.length * 8,
+            1..=kind::ENUM64 => 0,
+            _ => return None,
+        };
+        Some(RECORD + rest)
+    }
+}

@@ -1,0 +1,226 @@
+//! The kernel's own symbol table, read out of its memory.
+//!
+//! scripts/kallsyms.c and kernel/kallsyms.c, 5.10 to 7.0: names are sequences of tokens (one length
+//! byte, from 6.1 on two when bit 7 of the first is set); the first character of an expanded name
+//! is the symbol's type. Addresses are kept in one of four encodings, told apart by which of them
+//! yields the known address of `_stext`.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
+use crate::{VirtAddr, bytes};
+
+/// How addresses are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// 64-bit addresses (CONFIG_KALLSYMS_BASE_RELATIVE off, to 6.10).
+    Absolute,
+    /// 32-bit offsets from a base.
+    BaseRelative(u64),
+    /// As before, but a value that is not negative is itself an absolute address (a per-CPU
+    /// symbol), and a negative one means `base - 1 - value` (x86_64, 4.6 to 6.14).
+    AbsolutePercpu(u64),
+    /// 32-bit offsets from the place they are stored at (7.0 on).
+    PlaceRelative(VirtAddr),
+}
+
+/// The tables, as they lie in memory.
+pub struct Tables<'a> {
+    /// Offsets or addresses, one for each symbol, in ascending order of address.
+    pub addresses: Cow<'a, [u8]>,
+    /// How they are to be read.
+    pub encoding: Encoding,
+    /// Compressed names, in the same order.
+    pub names: Cow<'a, [u8]>,
+    /// Number of symbols.
+    pub count: usize,
+    /// Zero-terminated texts of the tokens.
+    pub token_table: Cow<'a, [u8]>,
+    /// 256 16-bit offsets into them.
+    pub token_index: Cow<'a, [u8]>,
+}
+
+/// A symbol table. Names are expanded only when they are needed.
+pub struct Kallsyms<'a> {
+    tables: Tables<'a>,
+    tokens: Vec<(usize, usize)>,
+    /// Offset of every [`STRIDE`]th name.
+    marks: OnceCell<Vec<u32>>,
+}
+
+/// Names between two marks.
+const STRIDE: usize = 64;
+
+impl<'a> Kallsyms<'a> {
+    /// A symbol table on `tables`; `None` when the token tables make no sense.
+    #[must_use]
+    pub fn new(tables: Tables<'a>) -> Option<Kallsyms<'a>> {
+        let token = |index: usize| {
+            let start = usize::from(bytes::u16_at(&tables.token_index, index * 2)?);
+            let length = memchr::memchr(0, tables.token_table.get(start..)?)?;
+            Some((start, start + length))
+        };
+        let tokens = (0..256).map(token).collect::<Option<Vec<_>>>()?;
+        Some(Kallsyms { tables, tokens, marks: OnceCell::new() })
+    }
+
+    /// Number of symbols.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tables.count
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The address of symbol `index`.
+    #[must_use]
+    pub fn address(&self, index: usize) -> Option<VirtAddr> {
+        if index >= self.len() {
+            return None;
+        }
+        decode_address(&self.tables.addresses, self.tables.encoding, index)
+    }
+
+    /// The symbol that `at` lies in: its index and the address after it. Of several symbols at one
+    /// address the first counts, as for the kernel itself.
+    #[must_use]
+    pub fn covering(&self, at: VirtAddr) -> Option<(usize, VirtAddr)> {
+        let above = self.partition(|address| address <= at);
+        let start = self.address(above.checked_sub(1)?)?;
+        let first = self.partition(|address| address < start);
+        let end = self.address(above).unwrap_or(VirtAddr(u64::MAX));
+        Some((first, end))
+    }
+
+    /// The type character and name of symbol `index`.
+    #[must_use]
+    pub fn name(&self, index: usize) -> Option<(char, String)> {
+        let marks = self.marks.get_or_init(|| self.mark_names());
+        let mut at = *marks.get(index / STRIDE)? as usize;
+        for _ in 0..index % STRIDE {
+            at = self.split(at)?.1;
+        }
+        let (tokens, _) = self.split(at)?;
+        let mut expanded = Vec::new();
+        for &token in tokens {
+            expanded.extend_from_slice(self.token(token));
+        }
+        let (&kind, name) = expanded.split_first()?;
+        Some((char::from(kind), String::from_utf8_lossy(name).into_owned()))
+    }
+
+    /// Finds the first symbol of each name in one pass over all names.
+    #[must_use]
+    pub fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
+        let mut found = HashMap::new();
+        let promising = self.promising_tokens(names);
+        let mut at = 0;
+        for index in 0..self.len() {
+            let Some((tokens, next)) = self.split(at) else { break };
+            at = next;
+            let Some(&first) = tokens.first() else { continue };
+            if !promising[usize::from(first)] {
+                continue;
+            }
+            let hit = names.iter().find(|name| self.spells(tokens, name.as_bytes()));
+            if let (Some(name), Some(address)) = (hit, self.address(index)) {
+                found.entry((*name).to_owned()).or_insert(address);
+            }
+        }
+        found
+    }
+
+    /// Which tokens can be the first of one of `names`.
+    fn promising_tokens(&self, names: &[&str]) -> [bool; 256] {
+        let mut promising = [false; 256];
+        for (token, flag) in (0..=255u8).zip(&mut promising) {
+            let text = self.token(token).get(1..).unwrap_or_default();
+            *flag = names.iter().any(|name| name.as_bytes().starts_with(text));
+        }
+        promising
+    }
+
+    /// Whether the tokens spell a type character and then `name`.
+    fn spells(&self, tokens: &[u8], name: &[u8]) -> bool {
+        let mut rest = name;
+        let mut skip = 1;
+        for &token in tokens {
+            let text = self.token(token).get(skip..).unwrap_or_default();
+            let Some(after) = rest.strip_prefix(text) else { return false };
+            (rest, skip) = (after, 0);
+        }
+        rest.is_empty()
+    }
+
+    fn token(&self, token: u8) -> &[u8] {
+        let (start, end) = self.tokens[usize::from(token)];
+        &self.tables.token_table[start..end]
+    }
+
+    /// The tokens of the name at `at`, and where the next name begins.
+    fn split(&self, at: usize) -> Option<(&[u8], usize)> {
+        let first = usize::from(*self.tables.names.get(at)?);
+        let (length, start) = if first & 0x80 == 0 {
+            (first, at + 1)
+        } else {
+            let second = usize::from(*self.tables.names.get(at + 1)?);
+            ((first & 0x7f) | second << 7, at + 2)
+        };
+        let tokens = self.tables.names.get(start..start + length)?;
+        Some((tokens, start + length))
+    }
+
+    fn mark_names(&self) -> Vec<u32> {
+        let mut marks = Vec::with_capacity(self.len().div_ceil(STRIDE).min(1 << 20));
+        let mut at = 0;
+        for index in 0..self.len() {
+            if index % STRIDE == 0 {
+                marks.push(at as u32);
+            }
+            let Some((_, next)) = self.split(at) else { break };
+            at = next;
+        }
+        marks
+    }
+
+    /// The number of symbols, from the first on, whose address satisfies `below`.
+    fn partition(&self, below: impl Fn(VirtAddr) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.address(middle) {
+                Some(address) if below(address) => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+}
+
+fn decode_address(table: &[u8], encoding: Encoding, index: usize) -> Option<VirtAddr> {
+    let word = || bytes::u32_at(table, index.checked_mul(4)?);
+    let address = match encoding {
+        Encoding::Absolute => bytes::u64_at(table, index.checked_mul(8)?)?,
+        Encoding::BaseRelative(base) => base.wrapping_add(u64::from(word()?)),
+        Encoding::AbsolutePercpu(base) => match word()? as i32 {
+            value @ 0.. => value as u64,
+            value => base.wrapping_sub(1).wrapping_sub(i64::from(value) as u64),
+        },
+        Encoding::PlaceRelative(place) => {
+            let here = place.offset(index as u64 * 4);
+            here.offset(i64::from(word()? as i32) as u64).0
+        }
+    };
+    Some(VirtAddr(address))
+}
+
+/// Whether a table of `count` addresses in this encoding has `wanted` in it.
+#[must_use]
+pub fn holds(table: &[u8], encoding: Encoding, count: usize, wanted: VirtAddr) -> bool {
+    (0..count).any(|index| decode_address(table, encoding, index) == Some(wanted))
+}

@@ -1,0 +1,241 @@
+//! What kernel it was: its own description, address space, symbols, types, debug information.
+//!
+//! All of it comes out of the dump. A vmlinux adds lines and inlined functions, and its symbol
+//! table where the dump's cannot be found. Nothing is read before it is asked for.
+
+pub mod btf;
+pub mod kallsyms;
+pub mod paging;
+pub mod symbols;
+pub mod virt;
+pub mod vmcoreinfo;
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+
+use crate::source::{Dump, NoteBook};
+use crate::{Error, ReadError, VirtAddr};
+
+use btf::{Btf, Field};
+use paging::X86PageTables;
+use symbols::{Symbol, Symbols};
+use virt::VirtualMemory;
+use vmcoreinfo::Vmcoreinfo;
+
+/// ELF machine of x86_64.
+const EM_X86_64: u16 = 62;
+
+/// Symbols that commands commonly need: looked up together in one pass over all names.
+const COMMON_SYMBOLS: &[&str] = &[
+    "__per_cpu_offset",
+    "__start_BTF",
+    "__start_init_task",
+    "__start_init_stack",
+    "__end_init_task",
+    "__end_init_stack",
+    "__start_orc_unwind",
+    "__start_orc_unwind_ip",
+    "__stop_BTF",
+    "__stop_orc_unwind",
+    "__stop_orc_unwind_ip",
+    "_end",
+    "_text",
+    "cea_exception_stacks",
+    "crash_notes",
+    "crashing_cpu",
+    "hardirq_stack_ptr",
+    "init_task",
+    "modules",
+    "nr_cpu_ids",
+    "panic_cpu",
+    "pcpu_hot",
+    "prb",
+    "runqueues",
+    "__cpu_online_mask",
+    "__cpu_possible_mask",
+    "_totalram_pages",
+    "avenrun",
+    "cpu_khz",
+    "node_data",
+    "tk_core",
+];
+
+/// A dead kernel.
+pub struct Kernel<'d> {
+    dump: &'d Dump,
+    notes: NoteBook<'d>,
+    info: Vmcoreinfo<'d>,
+    memory: VirtualMemory<'d>,
+    symbols: OnceCell<Box<dyn Symbols + 'd>>,
+    found: RefCell<HashMap<String, Option<VirtAddr>>>,
+    image: OnceCell<(VirtAddr, VirtAddr)>,
+    types: OnceCell<Btf<'d>>,
+}
+
+impl<'d> Kernel<'d> {
+    /// Finds the kernel in a dump.
+    ///
+    /// # Errors
+    /// [`Error::Machine`], [`Error::NoVmcoreinfo`], [`Error::VmcoreinfoKey`].
+    pub fn open(dump: &'d Dump) -> Result<Kernel<'d>, Error> {
+        if dump.machine() != EM_X86_64 {
+            return Err(Error::Machine(dump.machine()));
+        }
+        let notes = dump.notes();
+        let info = match notes.vmcoreinfo {
+            Some(text) => Vmcoreinfo::new(text),
+            None => Vmcoreinfo::scan(dump).ok_or(Error::NoVmcoreinfo)?,
+        };
+        let tables = X86PageTables::from_vmcoreinfo(&info)?;
+        Ok(Kernel {
+            dump,
+            notes,
+            memory: VirtualMemory::new(dump, Box::new(tables)),
+            info,
+            symbols: OnceCell::new(),
+            found: RefCell::default(),
+            image: OnceCell::new(),
+            types: OnceCell::new(),
+        })
+    }
+
+    /// The dump it was found in.
+    #[must_use]
+    pub fn dump(&self) -> &'d Dump {
+        self.dump
+    }
+
+    /// The notes of the dump.
+    #[must_use]
+    pub fn notes(&self) -> &NoteBook<'d> {
+        &self.notes
+    }
+
+    /// How the kernel describes itself.
+    #[must_use]
+    pub fn vmcoreinfo(&self) -> &Vmcoreinfo<'d> {
+        &self.info
+    }
+
+    /// Its virtual memory.
+    #[must_use]
+    pub fn memory(&self) -> &VirtualMemory<'d> {
+        &self.memory
+    }
+
+    /// Its symbol table.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbols`].
+    pub fn symbols(&self) -> Result<&(dyn Symbols + 'd), Error> {
+        let symbols = get_or_try(&self.symbols, || {
+            let table: Box<dyn Symbols + 'd> =
+                Box::new(symbols::from_dump(&self.memory, &self.info)?);
+            Ok(table)
+        })?;
+        Ok(symbols.as_ref())
+    }
+
+    /// The address of the symbol called `name`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbols`] when there is no symbol table at all.
+    pub fn symbol(&self, name: &str) -> Result<Option<VirtAddr>, Error> {
+        if let Some(&address) = self.found.borrow().get(name) {
+            return Ok(address);
+        }
+        let wanted = if COMMON_SYMBOLS.contains(&name) { COMMON_SYMBOLS } else { &[name] };
+        let addresses = self.symbols()?.find(wanted);
+        let mut found = self.found.borrow_mut();
+        for &name in wanted {
+            found.insert(name.to_owned(), addresses.get(name).copied());
+        }
+        Ok(addresses.get(name).copied())
+    }
+
+    /// The address of a symbol that cannot be done without; `so` says what follows if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbol`], [`Error::NoSymbols`].
+    pub fn need_symbol(&self, name: &str, so: &'static str) -> Result<VirtAddr, Error> {
+        self.symbol(name)?.ok_or_else(|| Error::NoSymbol(name.to_owned(), so))
+    }
+
+    /// The symbol of the kernel's image (not of a module) that `at` lies in.
+    #[must_use]
+    pub fn image_symbol(&self, at: VirtAddr) -> Option<Symbol> {
+        let (start, end) = self.image().ok()?;
+        if at < start || at >= end {
+            return None;
+        }
+        self.symbols().ok()?.covering(at)
+    }
+
+    /// First and last address of the kernel's image.
+    fn image(&self) -> Result<(VirtAddr, VirtAddr), Error> {
+        get_or_try(&self.image, || {
+            let start = self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
+            let end = self.need_symbol("_end", "the kernel's image cannot be told from modules")?;
+            Ok((start, end))
+        })
+        .copied()
+    }
+
+    /// Its types.
+    ///
+    /// # Errors
+    /// [`Error::NoTypes`] says what is missing.
+    pub fn types(&self) -> Result<&Btf<'d>, Error> {
+        get_or_try(&self.types, || {
+            let missing = || Error::NoTypes("the kernel has no BTF section".to_owned());
+            let start = self.symbol("__start_BTF")?.ok_or_else(missing)?;
+            let stop = self.symbol("__stop_BTF")?.ok_or_else(missing)?;
+            let length = usize::try_from(stop.0.wrapping_sub(start.0)).unwrap_or(usize::MAX);
+            let lost = |error: ReadError| Error::NoTypes(format!("BTF is lost: {error}"));
+            Btf::parse(self.memory.bytes(start, length).map_err(lost)?).map_err(Error::NoTypes)
+        })
+    }
+
+    /// The member `path` of the structure `name`, if this kernel has it.
+    ///
+    /// # Errors
+    /// [`Error::NoTypes`] when there are no types at all.
+    pub fn field(&self, name: &str, path: &str) -> Result<Option<Field>, Error> {
+        Ok(self.types()?.member(name, path))
+    }
+
+    /// The offset of a member that cannot be done without, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::NoMember`], [`Error::NoTypes`].
+    pub fn offset(&self, name: &str, path: &str) -> Result<u64, Error> {
+        let field = self.field(name, path)?;
+        let missing = || Error::NoMember(format!("struct {name} with member {path}"));
+        field.map(|field| field.offset as u64).ok_or_else(missing)
+    }
+
+    /// The offset of the first of several members that exists: names change over the years.
+    ///
+    /// # Errors
+    /// [`Error::NoMember`] names the newest, [`Error::NoTypes`].
+    pub fn offset_of_any(&self, name: &str, paths: &[&str]) -> Result<u64, Error> {
+        for path in paths {
+            if let Some(field) = self.field(name, path)? {
+                return Ok(field.offset as u64);
+            }
+        }
+        self.offset(name, paths.first().unwrap_or(&""))
+    }
+}
+
+/// `OnceCell::get_or_init` for what can fail; a failure is not remembered.
+pub(crate) fn get_or_try<T>(
+    cell: &OnceCell<T>,
+    make: impl FnOnce() -> Result<T, Error>,
+) -> Result<&T, Error> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let value = make()?;
+    Ok(cell.get_or_init(|| value))
+}

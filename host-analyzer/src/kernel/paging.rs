@@ -1,0 +1,107 @@
+//! The kernel's page tables: virtual to physical, per architecture.
+
+use crate::source::Memory;
+use crate::{Error, PhysAddr, ReadError, VirtAddr, bytes};
+
+use super::vmcoreinfo::Vmcoreinfo;
+
+/// Where a virtual address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The physical address.
+    pub phys: PhysAddr,
+    /// How many bytes from it on the same leaf entry maps.
+    pub length: u64,
+}
+
+/// An architecture's page tables.
+pub trait PageTables {
+    /// Walks the tables for `at`.
+    ///
+    /// # Errors
+    /// [`ReadError::NotMapped`], or [`ReadError::NoPageTable`] when a table is not in the dump.
+    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError>;
+
+    /// The physical address of an address in the kernel's image, by arithmetic alone; for dumps
+    /// that lost their page tables.
+    fn image(&self, at: VirtAddr) -> Option<PhysAddr>;
+}
+
+/// x86_64 page tables of 4 or 5 levels, pages of 4 KiB, 2 MiB and 1 GiB.
+///
+/// Source: Intel SDM volume 3A, 4.5; where they begin: arch/x86/kernel/machine_kexec_64.c and
+/// crash_core (VMCOREINFO), 6.1.
+#[derive(Clone, Copy, Debug)]
+pub struct X86PageTables {
+    root: PhysAddr,
+    levels: u32,
+    /// Address bits of an entry, without the memory encryption bit.
+    address: u64,
+    phys_base: u64,
+}
+
+const ENTRIES: u64 = 512;
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Start of the kernel's text mapping, __START_KERNEL_map.
+const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+
+impl X86PageTables {
+    /// Tables of `levels` levels with the top one at `root`. `encryption` is the bit that marks
+    /// encrypted pages (sme_mask), 0 without memory encryption.
+    #[must_use]
+    pub fn new(root: PhysAddr, levels: u32, encryption: u64) -> X86PageTables {
+        X86PageTables { root, levels, address: ADDRESS & !encryption, phys_base: 0 }
+    }
+
+    /// Finds the kernel's own tables.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`] when SYMBOL(swapper_pg_dir) is missing.
+    pub fn from_vmcoreinfo(info: &Vmcoreinfo<'_>) -> Result<X86PageTables, Error> {
+        let top = info.symbol("init_top_pgt").map_or_else(|| info.need_symbol("swapper_pg_dir"), Ok)?;
+        let phys_base = info.number("phys_base").unwrap_or(0) as u64;
+        let encryption = info.number("sme_mask").unwrap_or(0) as u64;
+        let levels = if info.number("pgtable_l5_enabled") == Some(1) { 5 } else { 4 };
+        let root = PhysAddr(top.0.wrapping_sub(KERNEL_MAP).wrapping_add(phys_base));
+        Ok(X86PageTables { phys_base, ..X86PageTables::new(root, levels, encryption) })
+    }
+}
+
+impl PageTables for X86PageTables {
+    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError> {
+        let unused = 64 - (12 + 9 * self.levels);
+        if (((at.0 << unused) as i64) >> unused) as u64 != at.0 {
+            return Err(ReadError::NotMapped(at));
+        }
+        let mut table = self.root;
+        for level in (0..self.levels).rev() {
+            let shift = 12 + 9 * level;
+            let slot = table.offset((at.0 >> shift) % ENTRIES * 8);
+            let entry = read_entry(memory, slot).ok_or(ReadError::NoPageTable(at))?;
+            if entry & PRESENT == 0 {
+                return Err(ReadError::NotMapped(at));
+            }
+            // 4 KiB, 2 MiB and 1 GiB pages end the walk at levels 0, 1 and 2.
+            if level == 0 || (level <= 2 && entry & LARGE != 0) {
+                let size = 1u64 << shift;
+                let skip = at.0 % size;
+                let phys = PhysAddr((entry & self.address & !(size - 1)) + skip);
+                return Ok(Mapping { phys, length: size - skip });
+            }
+            table = PhysAddr(entry & self.address);
+        }
+        Err(ReadError::NotMapped(at))
+    }
+
+    fn image(&self, at: VirtAddr) -> Option<PhysAddr> {
+        let inside = at.0.checked_sub(KERNEL_MAP).filter(|&skip| skip < 1 << 30)?;
+        Some(PhysAddr(inside.wrapping_add(self.phys_base)))
+    }
+}
+
+fn read_entry(memory: &dyn Memory, at: PhysAddr) -> Option<u64> {
+    memory.run(at, 8).ok().and_then(|run| bytes::u64_at(&run, 0))
+}

@@ -1,0 +1,142 @@
+//! The kernel's virtual memory.
+
+use std::borrow::Cow;
+
+use crate::source::Memory;
+use crate::{ReadError, VirtAddr, bytes};
+
+use super::paging::{Mapping, PageTables};
+
+/// The largest object that is read at once. Tables of a kernel are a few megabytes; anything
+/// beyond this is a broken length.
+const MAX_OBJECT: usize = 256 << 20;
+
+/// The kernel's virtual memory: its page tables over the machine's memory.
+pub struct VirtualMemory<'a> {
+    memory: &'a dyn Memory,
+    tables: Box<dyn PageTables>,
+}
+
+impl<'a> VirtualMemory<'a> {
+    /// The address space that `tables` describe.
+    #[must_use]
+    pub fn new(memory: &'a dyn Memory, tables: Box<dyn PageTables>) -> VirtualMemory<'a> {
+        VirtualMemory { memory, tables }
+    }
+
+    /// The physical memory below.
+    #[must_use]
+    pub fn physical(&self) -> &'a dyn Memory {
+        self.memory
+    }
+
+    /// Where `at` leads. Where a page table is missing from the dump, the kernel's image is found by
+    /// arithmetic and the direct map by the dump's own headers.
+    ///
+    /// # Errors
+    /// [`ReadError::NotMapped`], [`ReadError::NoPageTable`].
+    pub fn translate(&self, at: VirtAddr) -> Result<Mapping, ReadError> {
+        self.tables.translate(self.memory, at).or_else(|error| match error {
+            ReadError::NoPageTable(_) => {
+                let known = self.tables.image(at).or_else(|| self.memory.linear(at));
+                let length = 4096 - at.0 % 4096;
+                known.map(|phys| Mapping { phys, length }).ok_or(error)
+            }
+            _ => Err(error),
+        })
+    }
+
+    /// The `length` bytes at `at`: borrowed from the dump when they lie together in it.
+    ///
+    /// # Errors
+    /// [`ReadError`] names the first byte that could not be read, or a length that cannot be.
+    pub fn bytes(&self, at: VirtAddr, length: usize) -> Result<Cow<'a, [u8]>, ReadError> {
+        if length > MAX_OBJECT {
+            return Err(ReadError::TooLong(length as u64));
+        }
+        let extent = self.extent(at, length)?;
+        if extent.length >= length as u64 {
+            let run = self.memory.run(extent.phys, length.max(1))?;
+            if run.len() >= length {
+                return Ok(run);
+            }
+        }
+        self.copied(at, length).map(Cow::Owned)
+    }
+
+    /// Reads up to `length` bytes: fewer where the memory ends. Empty when there are none.
+    #[must_use]
+    pub fn bytes_up_to(&self, at: VirtAddr, length: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        while out.len() < length {
+            let Ok(run) = self.run(at.offset(out.len() as u64), length - out.len()) else { break };
+            out.extend_from_slice(&run);
+        }
+        out
+    }
+
+    /// The 64-bit word at `at`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn u64(&self, at: VirtAddr) -> Result<u64, ReadError> {
+        self.fixed(at).map(u64::from_le_bytes)
+    }
+
+    /// The pointer at `at`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn pointer(&self, at: VirtAddr) -> Result<VirtAddr, ReadError> {
+        self.u64(at).map(VirtAddr)
+    }
+
+    /// The 32-bit word at `at`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn u32(&self, at: VirtAddr) -> Result<u32, ReadError> {
+        self.fixed(at).map(u32::from_le_bytes)
+    }
+
+    /// The zero-terminated text at `at`, at most `max` bytes of it.
+    ///
+    /// # Errors
+    /// [`ReadError`] when not even its first byte is there.
+    pub fn string(&self, at: VirtAddr, max: usize) -> Result<String, ReadError> {
+        self.run(at, 1)?;
+        Ok(bytes::c_string(&self.bytes_up_to(at, max)))
+    }
+
+    fn fixed<const N: usize>(&self, at: VirtAddr) -> Result<[u8; N], ReadError> {
+        let found = self.bytes(at, N)?;
+        bytes::array(&found, 0).ok_or(ReadError::NotMapped(at))
+    }
+
+    /// The longest mapping from `at` on whose pages lie together in physical memory, as far as
+    /// `length` needs it.
+    fn extent(&self, at: VirtAddr, length: usize) -> Result<Mapping, ReadError> {
+        let mut extent = self.translate(at)?;
+        while extent.length < length as u64 {
+            let next = self.translate(at.offset(extent.length))?;
+            if next.phys != extent.phys.offset(extent.length) {
+                break;
+            }
+            extent.length += next.length;
+        }
+        Ok(extent)
+    }
+
+    fn run(&self, at: VirtAddr, max: usize) -> Result<Cow<'a, [u8]>, ReadError> {
+        let mapping = self.translate(at)?;
+        self.memory.run(mapping.phys, max.min(mapping.length as usize))
+    }
+
+    fn copied(&self, at: VirtAddr, length: usize) -> Result<Vec<u8>, ReadError> {
+        let mut out = Vec::with_capacity(length.min(1 << 20));
+        while out.len() < length {
+            out.extend_from_slice(&self.run(at.offset(out.len() as u64), length - out.len())?);
+        }
+        Ok(out)
+    }
+}

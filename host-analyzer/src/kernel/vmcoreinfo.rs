@@ -1,0 +1,129 @@
+//! VMCOREINFO: the text in which a kernel describes itself to whoever reads its dump.
+//!
+//! Lines are `KEY=value` (kernel/crash_core.c, 6.1). SYMBOL and KERNELOFFSET are hexadecimal
+//! without a prefix, NUMBER, OFFSET, SIZE and LENGTH decimal, NUMBER possibly negative.
+
+use std::borrow::Cow;
+
+use crate::source::Memory;
+use crate::{Error, PhysAddr, VirtAddr};
+
+/// The text, kept as it is; lines are looked for when they are asked for.
+pub struct Vmcoreinfo<'a> {
+    text: Cow<'a, str>,
+}
+
+impl<'a> Vmcoreinfo<'a> {
+    /// The text of a note's descriptor.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Vmcoreinfo<'a> {
+        let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
+        Vmcoreinfo { text: String::from_utf8_lossy(&bytes[..end]) }
+    }
+
+    /// Looks for the text in the memory itself, for dumps without the note. The kernel keeps it in
+    /// a page of its own (`vmcoreinfo_data`), which begins with `OSRELEASE=`.
+    pub fn scan(memory: &'a dyn Memory) -> Option<Vmcoreinfo<'a>> {
+        let mut found = None;
+        for range in memory.ranges() {
+            let mut at = range.start;
+            while at < range.end {
+                let max = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+                let Ok(run) = memory.run(PhysAddr(at), max) else { break };
+                found = Vmcoreinfo::in_run(&run, at).or(found);
+                at += run.len() as u64;
+            }
+        }
+        found
+    }
+
+    fn in_run(run: &[u8], at: u64) -> Option<Vmcoreinfo<'static>> {
+        const PAGE: usize = 4096;
+        let finder = memchr::memmem::Finder::new(b"OSRELEASE=");
+        for start in finder.find_iter(run) {
+            let page = &run[start..run.len().min(start + PAGE)];
+            let aligned = (at + start as u64).is_multiple_of(PAGE as u64);
+            if aligned && memchr::memmem::find(page, b"\nSYMBOL(").is_some() {
+                let text = Vmcoreinfo::new(page).text.into_owned();
+                return Some(Vmcoreinfo { text: Cow::Owned(text) });
+            }
+        }
+        None
+    }
+
+    /// The value of the line `key=`.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// SYMBOL(name): the address of a symbol, KASLR applied.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<VirtAddr> {
+        let value = self.get(&format!("SYMBOL({name})"))?;
+        u64::from_str_radix(value, 16).ok().map(VirtAddr)
+    }
+
+    /// NUMBER(name).
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<i64> {
+        self.get(&format!("NUMBER({name})"))?.parse().ok()
+    }
+
+    /// OFFSET(name), in bytes.
+    #[must_use]
+    pub fn offset(&self, name: &str) -> Option<usize> {
+        self.get(&format!("OFFSET({name})"))?.parse().ok()
+    }
+
+    /// SIZE(name), in bytes.
+    #[must_use]
+    pub fn size(&self, name: &str) -> Option<usize> {
+        self.get(&format!("SIZE({name})"))?.parse().ok()
+    }
+
+    /// LENGTH(name): the number of an array's elements.
+    #[must_use]
+    pub fn length(&self, name: &str) -> Option<u64> {
+        self.get(&format!("LENGTH({name})"))?.parse().ok()
+    }
+
+    /// The kernel's release, as `uname -r` says it.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        self.get("OSRELEASE").unwrap_or("unknown")
+    }
+
+    /// How far KASLR moved the kernel's text; 0 when it did not.
+    #[must_use]
+    pub fn kernel_offset(&self) -> u64 {
+        self.get("KERNELOFFSET").and_then(|it| u64::from_str_radix(it, 16).ok()).unwrap_or(0)
+    }
+
+    /// A SYMBOL that cannot be done without.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`].
+    pub fn need_symbol(&self, name: &str) -> Result<VirtAddr, Error> {
+        let missing = || Error::VmcoreinfoKey(format!("SYMBOL({name})"), "it is missing");
+        self.symbol(name).ok_or_else(missing)
+    }
+
+    /// An OFFSET that cannot be done without.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`].
+    pub fn need_offset(&self, name: &str) -> Result<usize, Error> {
+        let missing = || Error::VmcoreinfoKey(format!("OFFSET({name})"), "it is missing");
+        self.offset(name).ok_or_else(missing)
+    }
+
+    /// A SIZE that cannot be done without.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`].
+    pub fn need_size(&self, name: &str) -> Result<usize, Error> {
+        let missing = || Error::VmcoreinfoKey(format!("SIZE({name})"), "it is missing");
+        self.size(name).ok_or_else(missing)
+    }
+}

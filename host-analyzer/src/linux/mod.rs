@@ -1,0 +1,90 @@
+//! The kernel's objects: tasks, per-CPU variables, modules, the log, the clock.
+//!
+//! Layouts come from the kernel's own types. Every walk is bounded; what could not be read is
+//! said in words and costs its row only.
+
+pub mod list;
+pub mod module;
+pub mod percpu;
+pub mod printk;
+pub mod stacks;
+pub mod system;
+pub mod task;
+
+use std::cell::OnceCell;
+
+use crate::kernel::{Kernel, get_or_try};
+use crate::{Error, VirtAddr};
+
+use module::Modules;
+use percpu::PerCpu;
+use task::TaskLayout;
+
+/// The objects of a kernel. Layouts are looked up once, when first needed.
+pub struct Linux<'k, 'd> {
+    kernel: &'k Kernel<'d>,
+    tasks: OnceCell<TaskLayout>,
+    percpu: OnceCell<PerCpu>,
+    modules: OnceCell<Modules>,
+}
+
+/// A place in the kernel's text as people call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the function.
+    pub name: String,
+    /// Bytes from its start.
+    pub offset: u64,
+    /// The module it belongs to; `None` for the kernel's image.
+    pub module: Option<String>,
+}
+
+impl<'k, 'd> Linux<'k, 'd> {
+    /// The objects of `kernel`.
+    #[must_use]
+    pub fn new(kernel: &'k Kernel<'d>) -> Linux<'k, 'd> {
+        Linux {
+            kernel,
+            tasks: OnceCell::new(),
+            percpu: OnceCell::new(),
+            modules: OnceCell::new(),
+        }
+    }
+
+    /// The kernel below.
+    #[must_use]
+    pub fn kernel(&self) -> &'k Kernel<'d> {
+        self.kernel
+    }
+
+    /// Where the members of a task lie.
+    ///
+    /// # Errors
+    /// [`Error::NoMember`], [`Error::NoTypes`].
+    pub fn task_layout(&self) -> Result<&TaskLayout, Error> {
+        get_or_try(&self.tasks, || TaskLayout::new(self.kernel))
+    }
+
+    /// The per-CPU areas.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbol`], [`Error::Read`].
+    pub fn percpu(&self) -> Result<&PerCpu, Error> {
+        get_or_try(&self.percpu, || PerCpu::new(self.kernel))
+    }
+
+    /// The loaded modules; none when their list cannot be read.
+    pub fn modules(&self) -> &Modules {
+        self.modules.get_or_init(|| Modules::load(self.kernel))
+    }
+
+    /// Names the function that `at` lies in.
+    #[must_use]
+    pub fn place(&self, at: VirtAddr) -> Option<Place> {
+        if let Some(symbol) = self.kernel.image_symbol(at) {
+            let offset = at.0.wrapping_sub(symbol.start.0);
+            return Some(Place { name: symbol.name, offset, module: None });
+        }
+        self.modules().place(self.kernel, at)
+    }
+}

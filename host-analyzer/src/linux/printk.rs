@@ -1,0 +1,196 @@
+//! The log: the lockless ring of 5.10 and later.
+//!
+//! kernel/printk/printk_ringbuffer.h, 6.1; VMCOREINFO carries the layout, so that no types are
+//! needed. A descriptor leads to the record's text in the data ring and has its metadata in a
+//! third array at the same index.
+
+use std::borrow::Cow;
+
+use crate::kernel::Kernel;
+use crate::kernel::vmcoreinfo::Vmcoreinfo;
+use crate::{Error, ReadContext, bytes};
+
+/// One record of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its number since boot.
+    pub sequence: u64,
+    /// Nanoseconds since boot.
+    pub time: u64,
+    /// Its level: 0 emergency to 7 debug.
+    pub level: u8,
+    /// Its text; may have several lines.
+    pub text: String,
+}
+
+/// The log, and what could not be read of it.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// The records, oldest first.
+    pub records: Vec<Record>,
+    /// Records whose descriptor or text made no sense.
+    pub damaged: usize,
+}
+
+/// Bounds for the ring's sizes: LOG_BUF_LEN_MAX is 2 GiB, descriptors are at most as many.
+const MAX_DESCRIPTOR_BITS: u32 = 24;
+const MAX_TEXT_BITS: u32 = 31;
+
+/// States of a descriptor that have text in them (desc_committed, desc_finalized).
+const WITH_TEXT: [u64; 2] = [1, 2];
+/// The state's position in a descriptor's state_var; the rest is its id.
+const STATE_SHIFT: u32 = 62;
+const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
+
+/// Where things lie in the ring's structures, in bytes.
+struct Layout {
+    desc_size: usize,
+    state: usize,
+    begin: usize,
+    next: usize,
+    info_size: usize,
+    sequence: usize,
+    time: usize,
+    length: usize,
+}
+
+impl Layout {
+    fn new(info: &Vmcoreinfo<'_>) -> Result<Layout, Error> {
+        let lpos = info.need_offset("prb_desc.text_blk_lpos")?;
+        Ok(Layout {
+            desc_size: info.need_size("prb_desc")?,
+            state: info.need_offset("prb_desc.state_var")?,
+            begin: lpos + info.need_offset("prb_data_blk_lpos.begin")?,
+            next: lpos + info.need_offset("prb_data_blk_lpos.next")?,
+            info_size: info.need_size("printk_info")?,
+            sequence: info.need_offset("printk_info.seq")?,
+            time: info.need_offset("printk_info.ts_nsec")?,
+            length: info.need_offset("printk_info.text_len")?,
+        })
+    }
+}
+
+/// The ring's three arrays, as they lie in memory.
+struct Ring<'a> {
+    layout: Layout,
+    descriptors: Cow<'a, [u8]>,
+    infos: Cow<'a, [u8]>,
+    text: Cow<'a, [u8]>,
+    tail: u64,
+    head: u64,
+    count: u64,
+}
+
+impl Log {
+    /// Reads the log of a kernel.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`] for kernels before 5.10, [`Error::Read`].
+    pub fn read(kernel: &Kernel<'_>) -> Result<Log, Error> {
+        let ring = Ring::open(kernel)?;
+        let mut log = Log::default();
+        let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
+        for step in 0..=records {
+            let id = ring.head.wrapping_sub(records - step) & ID_MASK;
+            match ring.record(id) {
+                Ok(Some(record)) => log.records.push(record),
+                Ok(None) => {}
+                Err(Damaged) => log.damaged += 1,
+            }
+        }
+        Ok(log)
+    }
+
+    /// The line in which the kernel said why it died, if it did.
+    #[must_use]
+    pub fn panic_line(&self) -> Option<String> {
+        const SIGNS: [&str; 6] = [
+            "Kernel panic - not syncing",
+            "BUG: unable to handle",
+            "kernel BUG at",
+            "general protection fault",
+            "Oops: ",
+            "Unable to handle kernel",
+        ];
+        SIGNS.iter().find_map(|sign| {
+            let mut newest = self.records.iter().rev().flat_map(|record| record.text.lines());
+            newest.find(|line| line.contains(sign)).map(str::to_owned)
+        })
+    }
+}
+
+/// A record that makes no sense.
+struct Damaged;
+
+impl<'a> Ring<'a> {
+    fn open(kernel: &Kernel<'a>) -> Result<Ring<'a>, Error> {
+        let info = kernel.vmcoreinfo();
+        let memory = kernel.memory();
+        let layout = Layout::new(info)?;
+        let ring = memory.pointer(info.need_symbol("prb")?).reading("the log (prb)")?;
+        let descs = ring.offset(info.need_offset("printk_ringbuffer.desc_ring")? as u64);
+        let data = ring.offset(info.need_offset("printk_ringbuffer.text_data_ring")? as u64);
+        let desc_member = |name: &str| {
+            let offset = info.need_offset(&format!("prb_desc_ring.{name}"))?;
+            Ok::<_, Error>(descs.offset(offset as u64))
+        };
+        let what = "the log's descriptors";
+        let bits = memory.u32(desc_member("count_bits")?).reading(what)?.min(MAX_DESCRIPTOR_BITS);
+        let count = 1u64 << bits;
+        let descriptors = memory.pointer(desc_member("descs")?).reading(what)?;
+        let infos = memory.pointer(desc_member("infos")?).reading(what)?;
+        let size_bits = data.offset(info.need_offset("prb_data_ring.size_bits")? as u64);
+        let size_bits = memory.u32(size_bits).reading("the log's text")?.min(MAX_TEXT_BITS);
+        let text = data.offset(info.need_offset("prb_data_ring.data")? as u64);
+        let text = memory.pointer(text).reading("the log's text")?;
+        Ok(Ring {
+            descriptors: memory.bytes(descriptors, count as usize * layout.desc_size).reading(what)?,
+            infos: memory.bytes(infos, count as usize * layout.info_size).reading(what)?,
+            text: memory.bytes(text, 1 << size_bits).reading("the log's text")?,
+            tail: memory.u64(desc_member("tail_id")?).reading(what)? & ID_MASK,
+            head: memory.u64(desc_member("head_id")?).reading(what)? & ID_MASK,
+            layout,
+            count,
+        })
+    }
+
+    /// The record of descriptor `id`; `None` when it has none (yet, or any more).
+    fn record(&self, id: u64) -> Result<Option<Record>, Damaged> {
+        let index = (id % self.count) as usize;
+        let layout = &self.layout;
+        let at = index * layout.desc_size;
+        let desc = self.descriptors.get(at..at + layout.desc_size).ok_or(Damaged)?;
+        let state = bytes::u64_at(desc, layout.state).ok_or(Damaged)?;
+        if state & ID_MASK != id || !WITH_TEXT.contains(&(state >> STATE_SHIFT)) {
+            return Ok(None);
+        }
+        let begin = bytes::u64_at(desc, layout.begin).ok_or(Damaged)?;
+        let next = bytes::u64_at(desc, layout.next).ok_or(Damaged)?;
+        let at = index * layout.info_size;
+        let info = self.infos.get(at..at + layout.info_size).ok_or(Damaged)?;
+        let length = usize::from(bytes::u16_at(info, layout.length).ok_or(Damaged)?);
+        let text = self.text_of(begin, next, length)?;
+        Ok(Some(Record {
+            sequence: bytes::u64_at(info, layout.sequence).ok_or(Damaged)?,
+            time: bytes::u64_at(info, layout.time).ok_or(Damaged)?,
+            // struct printk_info: text_len, facility, then flags (5 bits) and level (3 bits).
+            level: info.get(layout.length + 3).ok_or(Damaged)? >> 5,
+            text: String::from_utf8_lossy(text).into_owned(),
+        }))
+    }
+
+    /// The text between two logical positions. Odd ones mean that there is none; a block that would
+    /// cross the end of the ring lies at its start instead. The descriptor's id precedes the text.
+    fn text_of(&self, begin: u64, next: u64, length: usize) -> Result<&[u8], Damaged> {
+        if begin & 1 != 0 {
+            return Ok(&[]);
+        }
+        let size = self.text.len() as u64;
+        let wrapped = begin / size != next / size && next % size != 0;
+        let start = if wrapped { 0 } else { begin % size };
+        let end = if next % size == 0 { size } else { next % size };
+        let block = self.text.get(start as usize..end as usize).ok_or(Damaged)?;
+        let text = block.get(8..).ok_or(Damaged)?;
+        Ok(&text[..length.min(text.len())])
+    }
+}

@@ -1,0 +1,124 @@
+//! The machine as a whole: names, clock, load, memory.
+
+use crate::{Error, ReadContext, bytes};
+
+use super::Linux;
+
+/// Length of a field of struct new_utsname (__NEW_UTS_LEN + 1, include/uapi/linux/utsname.h).
+const UTS_FIELD: usize = 65;
+
+/// What `uname -a` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Name of the machine in its network.
+    pub node: String,
+    /// The kernel's release.
+    pub release: String,
+    /// The kernel's version: build number and date.
+    pub version: String,
+    /// The architecture.
+    pub machine: String,
+}
+
+/// The clock when the kernel died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Seconds since 1970, UTC.
+    pub date: u64,
+    /// Seconds since boot.
+    pub uptime: u64,
+}
+
+impl Linux<'_, '_> {
+    /// Reads `init_uts_ns`.
+    ///
+    /// # Errors
+    /// [`Error::VmcoreinfoKey`], [`Error::Read`].
+    pub fn names(&self) -> Result<Names, Error> {
+        let info = self.kernel.vmcoreinfo();
+        let at = info.need_symbol("init_uts_ns")?;
+        let at = at.offset(info.need_offset("uts_namespace.name")? as u64);
+        let raw = self.kernel.memory().bytes(at, 6 * UTS_FIELD).reading("init_uts_ns")?;
+        // sysname, nodename, release, version, machine, domainname
+        let field = |index: usize| bytes::c_string(&raw[index * UTS_FIELD..][..UTS_FIELD]);
+        Ok(Names { node: field(1), release: field(2), version: field(3), machine: field(4) })
+    }
+
+    /// Reads the timekeeper (kernel/time/timekeeping.c, 6.1): wall time, and the time since boot.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbol`], [`Error::NoMember`], [`Error::Read`].
+    pub fn clock(&self) -> Result<Clock, Error> {
+        let kernel = self.kernel;
+        let core = kernel.need_symbol("tk_core", "the clock cannot be read")?;
+        // struct tk_data from 6.13 on; before, an anonymous structure of a sequence count and the
+        // timekeeper, which is aligned to 8.
+        let inside = kernel.field("tk_data", "timekeeper")?.map_or(8, |field| field.offset as u64);
+        let keeper = core.offset(inside);
+        let word = |path| {
+            let at = keeper.offset(kernel.offset("timekeeper", path)?);
+            kernel.memory().u64(at).reading("the clock")
+        };
+        let date = word("xtime_sec")?;
+        let to_monotonic = word("wall_to_monotonic.tv_sec")?;
+        let slept = word("offs_boot")? / 1_000_000_000;
+        let uptime = date.wrapping_add(to_monotonic).wrapping_add(slept);
+        Ok(Clock { date, uptime })
+    }
+
+    /// The load averages of 1, 5 and 15 minutes (`avenrun`, 11 bits of fraction).
+    ///
+    /// # Errors
+    /// [`Error::NoSymbol`], [`Error::Read`].
+    pub fn load(&self) -> Result<[f64; 3], Error> {
+        let at = self.kernel.need_symbol("avenrun", "the load is unknown")?;
+        let raw = self.kernel.memory().bytes(at, 24).reading("avenrun")?;
+        let word = |index: usize| bytes::u64_at(&raw, index * 8).unwrap_or(0) as f64 / 2048.0;
+        Ok([word(0), word(1), word(2)])
+    }
+
+    /// The kernel's RAM in bytes (`_totalram_pages`), pages of 4 KiB.
+    ///
+    /// # Errors
+    /// [`Error::NoSymbol`], [`Error::Read`].
+    pub fn memory_size(&self) -> Result<u64, Error> {
+        let at = self.kernel.need_symbol("_totalram_pages", "the size of memory is unknown")?;
+        let pages = self.kernel.memory().u64(at).reading("_totalram_pages")?;
+        Ok(pages.saturating_mul(4096))
+    }
+
+    /// The CPU's clock rate in MHz (`cpu_khz`, x86).
+    #[must_use]
+    pub fn cpu_mhz(&self) -> Option<u32> {
+        let at = self.kernel.symbol("cpu_khz").ok()??;
+        self.kernel.memory().u32(at).ok().map(|khz| khz / 1000).filter(|&mhz| mhz != 0)
+    }
+
+    /// The registers that `cpu` saved, as the notes have them: from the kernel's own per-CPU buffer
+    /// (`crash_notes`) when it is in the dump, else by the order of the dump's notes.
+    #[must_use]
+    pub fn saved_registers(&self, cpu: u32) -> Option<Vec<u8>> {
+        self.crash_note(cpu).or_else(|| self.note_in_order(cpu))
+    }
+
+    fn crash_note(&self, cpu: u32) -> Option<Vec<u8>> {
+        /// More than a note with struct elf_prstatus takes.
+        const NOTE: usize = 512;
+        let kernel = self.kernel;
+        let buffers = kernel.memory().pointer(kernel.symbol("crash_notes").ok()??).ok()?;
+        let at = self.percpu().ok()?.address(buffers, cpu)?;
+        let raw = kernel.memory().bytes_up_to(at, NOTE);
+        let note = crate::source::NoteBook::parse(std::iter::once(&raw[..]));
+        note.prstatus.first().map(|status| status.registers.to_vec())
+    }
+
+    /// A CPU without a note of its own is left out of the dump: notes and CPUs are matched by
+    /// order when there are as many of the one as of the other.
+    fn note_in_order(&self, cpu: u32) -> Option<Vec<u8>> {
+        let notes = &self.kernel.notes().prstatus;
+        let online = &self.percpu().ok()?.online;
+        let index = online.iter().position(|&it| it == cpu)?;
+        let status = (notes.len() == online.len()).then(|| notes.get(index)).flatten()?;
+        Some(status.registers.to_vec())
+    }
+}

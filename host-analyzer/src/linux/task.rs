@@ -1,0 +1,244 @@
+//! Tasks.
+
+use std::collections::HashSet;
+
+use crate::kernel::Kernel;
+use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
+
+use super::{Linux, list};
+
+/// Where the members of struct task_struct lie, in bytes. Names as in include/linux/sched.h.
+#[derive(Clone, Debug)]
+pub struct TaskLayout {
+    pid: u64,
+    tgid: u64,
+    comm: u64,
+    stack: u64,
+    tasks: u64,
+    cpu: u64,
+    /// `__state`, before 5.14 `state`.
+    state: u64,
+    exit_state: u64,
+    /// `signal`, `thread_node` and `signal_struct.thread_head`: the threads of a process.
+    threads: Option<(u64, u64, u64)>,
+    /// `thread.sp`: the stack pointer of a task that does not run (x86).
+    thread_sp: Option<u64>,
+    run_queue_current: u64,
+    run_queue_idle: u64,
+}
+
+/// Length of task_struct.comm (TASK_COMM_LEN).
+const COMM: usize = 16;
+
+impl TaskLayout {
+    /// Looks the members up in the kernel's types.
+    ///
+    /// # Errors
+    /// [`Error::NoMember`], [`Error::NoTypes`].
+    pub fn new(kernel: &Kernel<'_>) -> Result<TaskLayout, Error> {
+        let task = "task_struct";
+        let threads = || {
+            let signal = kernel.offset(task, "signal").ok()?;
+            let node = kernel.offset(task, "thread_node").ok()?;
+            Some((signal, node, kernel.offset("signal_struct", "thread_head").ok()?))
+        };
+        Ok(TaskLayout {
+            pid: kernel.offset(task, "pid")?,
+            tgid: kernel.offset(task, "tgid")?,
+            comm: kernel.offset(task, "comm")?,
+            stack: kernel.offset(task, "stack")?,
+            tasks: kernel.offset(task, "tasks")?,
+            cpu: kernel.offset_of_any(task, &["thread_info.cpu", "cpu"])?,
+            state: kernel.offset_of_any(task, &["__state", "state"])?,
+            exit_state: kernel.offset(task, "exit_state")?,
+            threads: threads(),
+            thread_sp: kernel.field(task, "thread.sp")?.map(|field| field.offset as u64),
+            run_queue_current: kernel.offset_of_any("rq", &["curr", "donor"])?,
+            run_queue_idle: kernel.offset("rq", "idle")?,
+        })
+    }
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Address of its struct task_struct.
+    pub address: VirtAddr,
+    /// Its PID (that of the thread).
+    pub pid: u32,
+    /// PID of the process it belongs to.
+    pub tgid: u32,
+    /// Its name.
+    pub comm: String,
+    /// The CPU it runs on or last ran on.
+    pub cpu: u32,
+    /// Lowest address of its stack.
+    pub stack: VirtAddr,
+    /// Its saved stack pointer; stale while it runs.
+    pub saved_sp: Option<VirtAddr>,
+    state: u32,
+    exit_state: u32,
+}
+
+impl Task {
+    /// Reads the task at `address`.
+    ///
+    /// # Errors
+    /// [`ReadError`] of the first member that could not be read.
+    pub fn read(
+        kernel: &Kernel<'_>,
+        layout: &TaskLayout,
+        address: VirtAddr,
+    ) -> Result<Task, ReadError> {
+        let memory = kernel.memory();
+        let word = |offset| memory.u32(address.offset(offset));
+        let saved_sp = layout.thread_sp.map(|offset| memory.pointer(address.offset(offset)));
+        Ok(Task {
+            address,
+            pid: word(layout.pid)?,
+            tgid: word(layout.tgid)?,
+            comm: bytes::c_string(&memory.bytes(address.offset(layout.comm), COMM)?),
+            cpu: word(layout.cpu)?,
+            stack: memory.pointer(address.offset(layout.stack))?,
+            saved_sp: saved_sp.transpose()?,
+            state: word(layout.state)?,
+            exit_state: word(layout.exit_state)?,
+        })
+    }
+
+    /// The state in crash's words (include/linux/sched.h, 5.10 to 6.12).
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match (self.state, self.exit_state) {
+            (_, exit) if exit & 0x20 != 0 => "EXIT_ZOMBIE",
+            (_, exit) if exit & 0x10 != 0 => "EXIT_DEAD",
+            (0, _) => "TASK_RUNNING",
+            (state, _) if state & 1 != 0 => "TASK_INTERRUPTIBLE",
+            (0x402, _) => "TASK_IDLE",
+            (state, _) if state & 2 != 0 => "TASK_UNINTERRUPTIBLE",
+            (state, _) if state & 4 != 0 => "TASK_STOPPED",
+            (state, _) if state & 8 != 0 => "TASK_TRACED",
+            (state, _) if state & 0x40 != 0 => "TASK_PARKED",
+            (state, _) if state & 0x80 != 0 => "TASK_DEAD",
+            _ => "unknown",
+        }
+    }
+}
+
+/// A list of tasks, and what could not be read of it.
+#[derive(Debug, Default)]
+pub struct TaskList {
+    /// The tasks: per CPU the idle one, then the others in the order of the kernel's list.
+    pub tasks: Vec<Task>,
+    /// What is missing, one sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Linux<'_, '_> {
+    /// Reads the task at `address`.
+    ///
+    /// # Errors
+    /// [`Error::Read`], and those of [`Linux::task_layout`].
+    pub fn task(&self, address: VirtAddr) -> Result<Task, Error> {
+        Task::read(self.kernel, self.task_layout()?, address).reading("a task")
+    }
+
+    /// The task that `cpu` was running.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::NoSymbol`], and those of the layouts.
+    pub fn current(&self, cpu: u32) -> Result<Task, Error> {
+        self.task(self.run_queue_task(cpu, self.task_layout()?.run_queue_current)?)
+    }
+
+    fn run_queue_task(&self, cpu: u32, member: u64) -> Result<VirtAddr, Error> {
+        let symbol = self.kernel.need_symbol("runqueues", "running tasks cannot be found")?;
+        let missing = ReadError::NotMapped(symbol);
+        let queue = self.percpu()?.address(symbol, cpu).ok_or(missing).reading("a run queue")?;
+        self.kernel.memory().pointer(queue.offset(member)).reading("a run queue")
+    }
+
+    /// The CPU that panicked; without a panic the one that crashed, else the first.
+    ///
+    /// # Errors
+    /// Those of [`Linux::percpu`].
+    pub fn crashed_cpu(&self) -> Result<u32, Error> {
+        let online = &self.percpu()?.online;
+        for name in ["panic_cpu", "crashing_cpu"] {
+            let Some(at) = self.kernel.symbol(name)? else { continue };
+            match self.kernel.memory().u32(at) {
+                Ok(cpu) if online.contains(&cpu) => return Ok(cpu),
+                _ => {}
+            }
+        }
+        Ok(online.first().copied().unwrap_or(0))
+    }
+
+    /// All tasks, idle ones included.
+    ///
+    /// # Errors
+    /// Those of the layouts; what cannot be read is in [`TaskList::problems`].
+    pub fn all_tasks(&self) -> Result<TaskList, Error> {
+        let layout = self.task_layout()?;
+        let mut list = TaskList::default();
+        let mut seen = HashSet::new();
+        for &cpu in &self.percpu()?.online {
+            match self.run_queue_task(cpu, layout.run_queue_idle).and_then(|at| self.task(at)) {
+                Ok(task) => {
+                    seen.insert(task.address);
+                    list.tasks.push(task);
+                }
+                Err(error) => list.problems.push(format!("idle task of CPU {cpu}: {error}")),
+            }
+        }
+        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed")?;
+        let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
+        list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
+        for node in walk.nodes {
+            self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
+        }
+        Ok(list)
+    }
+
+    fn add_process(
+        &self,
+        leader: VirtAddr,
+        layout: &TaskLayout,
+        list: &mut TaskList,
+        seen: &mut HashSet<VirtAddr>,
+    ) {
+        let mut members = vec![leader];
+        match self.threads(leader, layout) {
+            Some(Ok(walk)) => {
+                members.extend(walk.nodes);
+                list.problems.extend(walk.broken.map(|why| format!("threads: {why}")));
+            }
+            Some(Err(error)) => list.problems.push(format!("threads of {leader:#x}: {error}")),
+            None => {}
+        }
+        for address in members.into_iter().filter(|&address| seen.insert(address)) {
+            match Task::read(self.kernel, layout, address) {
+                Ok(task) => list.tasks.push(task),
+                Err(error) => list.problems.push(format!("task {address:#x}: {error}")),
+            }
+        }
+    }
+
+    /// The threads of a process, as addresses of tasks.
+    fn threads(
+        &self,
+        leader: VirtAddr,
+        layout: &TaskLayout,
+    ) -> Option<Result<list::Walk, ReadError>> {
+        let (signal, node, head) = layout.threads?;
+        let signal = match self.kernel.memory().pointer(leader.offset(signal)) {
+            Ok(signal) => signal,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut walk = list::walk(self.kernel.memory(), signal.offset(head));
+        for thread in &mut walk.nodes {
+            *thread = thread.back(node);
+        }
+        Some(Ok(walk))
+    }
+}

@@ -1,0 +1,3 @@
+//! How things look.
+
+pub mod text;

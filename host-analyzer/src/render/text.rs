@@ -1,0 +1,181 @@
+//! Plain text, in the manner of crash.
+
+use std::io::Write;
+
+use crate::commands::bt::{Backtrace, Row, SourceLine};
+use crate::linux::printk::Record;
+use crate::source::{Completeness, Dump};
+use crate::unwind::{End, ExceptionFrame};
+use crate::Error;
+
+/// Says first what is missing from a dump, when something is.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn completeness(dump: &Dump, out: &mut dyn Write) -> Result<(), Error> {
+    if let Completeness::Incomplete(why) = dump.completeness() {
+        writeln!(out, "INCOMPLETE DUMP: {why}. What is there is shown.")?;
+    }
+    Ok(())
+}
+
+/// Says last what could not be read.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn problems(problems: &[String], out: &mut dyn Write) -> Result<(), Error> {
+    for problem in problems {
+        writeln!(out, "could not be read: {problem}")?;
+    }
+    Ok(())
+}
+
+/// Rows of names and values, the names flush right before a colon.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn rows(rows: &[(&str, String)], out: &mut dyn Write) -> Result<(), Error> {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in rows {
+        writeln!(out, "{name:>width$}: {value}")?;
+    }
+    Ok(())
+}
+
+/// A backtrace; `panic` goes into its header.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) -> Result<(), Error> {
+    let task = &trace.task;
+    let cpu = trace.running_on.unwrap_or(task.cpu);
+    let (pid, address, comm) = (task.pid, task.address, &task.comm);
+    writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+    if let Some(panic) = panic {
+        writeln!(out, "PANIC: \"{panic}\"")?;
+    }
+    for (number, row) in trace.rows.iter().enumerate() {
+        frame(number, row, out)?;
+    }
+    match &trace.end {
+        End::UserMode(frame) => registers(frame, out),
+        End::KernelThread => Ok(()),
+        End::Stuck(why) => Ok(writeln!(out, "    (no further: {why})")?),
+    }
+}
+
+fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
+    if let Some(stack) = &row.stack {
+        writeln!(out, "--- <{stack} stack> ---")?;
+    }
+    let name = function(row);
+    if let Some(exception) = &row.frame.exception {
+        writeln!(out, "    [exception RIP: {name}]")?;
+        registers(exception, out)?;
+    }
+    let (at, pc) = (row.frame.at, row.frame.pc);
+    for line in row.source.iter().filter(|line| line.inlined.is_some()) {
+        let inlined = line.inlined.as_deref().unwrap_or_default();
+        writeln!(out, "    [inlined]          {inlined} at {pc:016x}{}", position(line))?;
+    }
+    let line = row.source.iter().find(|line| line.inlined.is_none());
+    let position = line.map(position).unwrap_or_default();
+    let guess = if row.frame.guessed { "  (no unwind table: by frame pointer)" } else { "" };
+    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}").map_err(Error::from)
+}
+
+fn function(row: &Row) -> String {
+    let Some(place) = &row.place else { return "(unknown)".to_owned() };
+    let module = place.module.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
+    format!("{}+{:#x}{module}", place.name, place.offset)
+}
+
+fn position(line: &SourceLine) -> String {
+    match &line.file {
+        Some(file) if line.line != 0 => format!("  {file}:{}", line.line),
+        Some(file) => format!("  {file}"),
+        None => String::new(),
+    }
+}
+
+fn registers(frame: &ExceptionFrame, out: &mut dyn Write) -> Result<(), Error> {
+    /// The width of the longest name in each of the three columns.
+    const COLUMNS: [usize; 3] = [3, 3, 6];
+    for (number, row) in frame.registers.chunks(COLUMNS.len()).enumerate() {
+        let last = number == 6;
+        let cells = row.iter().zip(COLUMNS).map(|(register, width)| {
+            let width = if last { 0 } else { width };
+            let (name, value, digits) = (register.name, register.value, register.digits);
+            format!("{name:>width$}: {value:0digits$x}")
+        });
+        writeln!(out, "    {}", cells.collect::<Vec<_>>().join("  "))?;
+    }
+    Ok(())
+}
+
+/// A record of the log, with its time as dmesg prints it. Further lines are indented below.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn log_record(record: &Record, level: bool, out: &mut dyn Write) -> Result<(), Error> {
+    let seconds = record.time / 1_000_000_000;
+    let micros = record.time / 1000 % 1_000_000;
+    let level = if level { format!("<{}>", record.level) } else { String::new() };
+    let prefix = format!("{level}[{seconds:>5}.{micros:06}] ");
+    for line in record.text.split('\n') {
+        writeln!(out, "{prefix}{line}")?;
+    }
+    Ok(())
+}
+
+/// A size in bytes, in the largest unit that leaves a number above 1.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KB", "MB", "GB", "TB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Seconds as days and a time.
+#[must_use]
+pub fn duration(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    let time = format!("{:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
+    if days == 0 { time } else { format!("{days} days, {time}") }
+}
+
+/// Seconds since 1970 as a date, in UTC.
+#[must_use]
+pub fn date(seconds: u64) -> String {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let days = seconds / 86400;
+    let (year, month, day) = civil(days);
+    let weekday = WEEKDAYS[(days % 7) as usize];
+    let month = MONTHS[(month - 1) as usize];
+    let rest = seconds % 86400;
+    let time = format!("{:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{weekday} {month} {day:>2} {time} UTC {year}")
+}
+
+/// Year, month and day of a number of days since 1970, by the 400-year cycle of the Gregorian
+/// calendar; years begin in March so that the leap day comes last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    const CYCLE: u64 = 146_097;
+    let shifted = days + 719_468;
+    let cycle = shifted / CYCLE;
+    let day = shifted % CYCLE;
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let calendar_month = if month < 10 { month + 3 } else { month - 9 };
+    let carry = u64::from(calendar_month <= 2);
+    (cycle * 400 + year + carry, calendar_month, date)
+}

@@ -1,0 +1,233 @@
+//! ELF cores of kernels: /proc/vmcore, our payload's, QEMU's dump-guest-memory.
+//!
+//! The program headers are an allegation: a segment that lies outside the file is cut to what is
+//! there, and the dump is called incomplete.
+
+use std::ops::Range;
+
+use goblin::elf::Elf;
+use goblin::container::{Container, Ctx, Endian};
+use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_CORE, Header};
+use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
+use goblin::elf::section_header::SectionHeader;
+
+use crate::{PhysAddr, ReadError, VirtAddr};
+
+/// The little-endian ELF64 layout, the only one that is read.
+pub(crate) const ELF64: Ctx = Ctx { container: Container::Big, le: Endian::Little };
+
+/// e_phnum with this value means: the count is in section header 0 (gABI, "PN_XNUM").
+const PN_XNUM: u16 = 0xffff;
+
+/// Bit of e_flags that marks an incomplete dump (makedumpfile's DUMP_ELF_INCOMPLETE).
+const INCOMPLETE: u32 = 1;
+
+const PROGRAM_HEADER: usize = 56;
+
+/// What a hole in a page reads as: `p_filesz < p_memsz` means zeros.
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// One PT_LOAD, cut to the file.
+#[derive(Clone, Debug)]
+struct Segment {
+    /// Physical addresses it holds.
+    phys: Range<u64>,
+    /// Virtual address of its first byte; 0 when the dump does not say.
+    virt: u64,
+    /// Where its bytes are in the file.
+    file: usize,
+    /// How many of its bytes are in the file; the rest reads as zeros.
+    stored: u64,
+    /// The highest end of this segment and all that are sorted before it.
+    reach: u64,
+}
+
+/// The index of an ELF core: what lies where. Holds no bytes of it.
+#[derive(Clone, Debug)]
+pub struct ElfCore {
+    machine: u16,
+    flags: u32,
+    notes: Vec<Range<usize>>,
+    segments: Vec<Segment>,
+    ranges: Vec<Range<u64>>,
+    /// Bytes that the headers promise and the file does not have.
+    missing: u64,
+    headers_missing: u64,
+}
+
+impl ElfCore {
+    /// Reads the headers of the core in `bytes`.
+    ///
+    /// # Errors
+    /// A sentence that says what the bytes are instead.
+    pub fn parse(bytes: &[u8]) -> Result<ElfCore, String> {
+        let header = parse_header(bytes)?;
+        let promised = program_header_count(bytes, &header);
+        let offset = usize::try_from(header.e_phoff).unwrap_or(usize::MAX);
+        let room = bytes.len().saturating_sub(offset) / PROGRAM_HEADER;
+        let count = promised.min(room as u64) as usize;
+        let headers = ProgramHeader::parse(bytes, offset, count, ELF64)
+            .map_err(|error| format!("its program headers cannot be read ({error})"))?;
+        let mut core = ElfCore {
+            machine: header.e_machine,
+            flags: header.e_flags,
+            notes: Vec::new(),
+            segments: Vec::new(),
+            ranges: Vec::new(),
+            missing: 0,
+            headers_missing: promised - count as u64,
+        };
+        for header in &headers {
+            core.add(header, bytes.len() as u64);
+        }
+        if core.segments.is_empty() {
+            return Err("an ELF core without any memory in it".to_owned());
+        }
+        core.segments.sort_by_key(|segment| (segment.phys.start, u64::MAX - segment.phys.end));
+        let mut reach = 0;
+        for segment in &mut core.segments {
+            reach = segment.reach.max(reach);
+            segment.reach = reach;
+        }
+        core.ranges = merge(core.segments.iter().map(|segment| segment.phys.clone()));
+        Ok(core)
+    }
+
+    fn add(&mut self, header: &ProgramHeader, length: u64) {
+        let start = header.p_offset.min(length);
+        let stored = header.p_filesz.min(length - start);
+        match header.p_type {
+            PT_NOTE => {
+                self.missing += header.p_filesz - stored;
+                self.notes.push(start as usize..(start + stored) as usize);
+            }
+            PT_LOAD => {
+                self.missing = self.missing.saturating_add(header.p_filesz - stored);
+                // Bytes that were cut off are not zeros: the segment ends with the file.
+                let cut = stored < header.p_filesz;
+                let size = if cut { stored } else { header.p_memsz.max(stored) };
+                let end = header.p_paddr.saturating_add(size);
+                if end > header.p_paddr {
+                    let phys = header.p_paddr..end;
+                    let (virt, file) = (header.p_vaddr, start as usize);
+                    self.segments.push(Segment { phys, virt, file, stored, reach: end });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// ELF machine.
+    #[must_use]
+    pub fn machine(&self) -> u16 {
+        self.machine
+    }
+
+    /// The bytes of the PT_NOTE segments, in the order of their headers.
+    pub fn notes<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.notes.iter().filter_map(|range| bytes.get(range.clone()))
+    }
+
+    /// The physical ranges in the dump, sorted and merged.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// See [`super::Memory::run`]; `bytes` is the core.
+    ///
+    /// # Errors
+    /// [`ReadError::NotInDump`].
+    pub fn run<'a>(
+        &self,
+        bytes: &'a [u8],
+        at: PhysAddr,
+        max: usize,
+    ) -> Result<&'a [u8], ReadError> {
+        let missing = ReadError::NotInDump(at);
+        let segment = self.segment_of(at).ok_or(missing)?;
+        let skip = at.0 - segment.phys.start;
+        let left = usize::try_from(segment.phys.end - at.0).unwrap_or(usize::MAX).min(max);
+        if skip >= segment.stored {
+            return Ok(&ZEROS[..left.min(ZEROS.len())]);
+        }
+        let left = left.min((segment.stored - skip) as usize);
+        let start = segment.file + skip as usize;
+        bytes.get(start..start + left).ok_or(missing)
+    }
+
+    /// The physical address of a virtual one by the program headers alone.
+    #[must_use]
+    pub fn linear(&self, at: VirtAddr) -> Option<PhysAddr> {
+        self.segments.iter().find_map(|segment| {
+            let skip = at.0.checked_sub(segment.virt)?;
+            let inside = segment.virt != 0 && skip < segment.phys.end - segment.phys.start;
+            inside.then(|| PhysAddr(segment.phys.start + skip))
+        })
+    }
+
+    /// Says what is missing from the core, when something is. `length` is that of the core.
+    #[must_use]
+    pub fn problem(&self, length: usize) -> Option<String> {
+        let mut reasons = Vec::new();
+        if self.flags & INCOMPLETE != 0 {
+            reasons.push("whoever wrote it marked it so (e_flags)".to_owned());
+        }
+        if self.headers_missing != 0 {
+            reasons.push(format!("{} program headers are cut off", self.headers_missing));
+        }
+        if self.missing != 0 {
+            let whole = self.missing.saturating_add(length as u64);
+            reasons.push(format!("{} of {whole} bytes are cut off", self.missing));
+        }
+        (!reasons.is_empty()).then(|| reasons.join(", "))
+    }
+
+    /// The segment with `at` in it. Segments may overlap (the kernel's text is there twice); the
+    /// last one that begins at or before `at` and reaches it wins.
+    fn segment_of(&self, at: PhysAddr) -> Option<&Segment> {
+        let after = self.segments.partition_point(|segment| segment.phys.start <= at.0);
+        let before = self.segments[..after].iter().rev();
+        before.take_while(|segment| segment.reach > at.0).find(|it| it.phys.contains(&at.0))
+    }
+}
+
+fn parse_header(bytes: &[u8]) -> Result<Header, String> {
+    if !bytes.starts_with(ELFMAG) {
+        return Err("it has neither an ELF header nor a reservation mark".to_owned());
+    }
+    if bytes.get(EI_CLASS) != Some(&ELFCLASS64) || bytes.get(EI_DATA) != Some(&ELFDATA2LSB) {
+        return Err("an ELF file that is not 64-bit little-endian".to_owned());
+    }
+    let header = Elf::parse_header(bytes).map_err(|_| "its ELF header is cut short".to_owned())?;
+    if header.e_type != ET_CORE {
+        return Err(format!(
+            "an ELF file of type {}, not a core; is it the vmlinux, given first?",
+            header.e_type
+        ));
+    }
+    Ok(header)
+}
+
+fn program_header_count(bytes: &[u8], header: &Header) -> u64 {
+    if header.e_phnum != PN_XNUM {
+        return u64::from(header.e_phnum);
+    }
+    let offset = usize::try_from(header.e_shoff).unwrap_or(usize::MAX);
+    SectionHeader::parse_from(bytes, offset, 1, ELF64)
+        .ok()
+        .and_then(|sections| sections.first().map(|section| u64::from(section.sh_info)))
+        .unwrap_or(u64::from(PN_XNUM))
+}
+
+/// Merges ranges that are sorted by their start.
+fn merge(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

@@ -1,0 +1,57 @@
+//! The notes of a core: registers per CPU, VMCOREINFO, what our payload has to say.
+
+use format::note::{self, Notes};
+use format::record::{self, Record};
+
+use crate::bytes;
+
+/// The notes of a core, sorted by what they are.
+#[derive(Clone, Default)]
+pub struct NoteBook<'a> {
+    /// Registers, in the order of the notes: CPUs that saved none are left out.
+    pub prstatus: Vec<Prstatus<'a>>,
+    /// The VMCOREINFO text.
+    pub vmcoreinfo: Option<&'a [u8]>,
+    /// What the payload that wrote the dump says about it.
+    pub record: Option<Record>,
+}
+
+impl<'a> NoteBook<'a> {
+    /// Sorts the notes of all segments.
+    pub fn parse(segments: impl Iterator<Item = &'a [u8]>) -> NoteBook<'a> {
+        let mut book = NoteBook::default();
+        for note in segments.flat_map(Notes::new) {
+            match (note.name, note.kind) {
+                (b"CORE", note::NT_PRSTATUS) => book.prstatus.extend(Prstatus::parse(note.desc)),
+                (note::VMCOREINFO, _) => book.vmcoreinfo = Some(note.desc),
+                (record::NAME, record::KIND) => book.record = Record::from_desc(note.desc),
+                _ => {}
+            }
+        }
+        book
+    }
+}
+
+/// One CPU's registers: struct elf_prstatus (include/linux/elfcore.h, 6.1). The registers
+/// themselves are the architecture's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prstatus<'a> {
+    /// PID of the task that ran (0 for an idle CPU; QEMU puts the CPU's number + 1 here).
+    pub pid: u32,
+    /// pr_reg and what follows it.
+    pub registers: &'a [u8],
+}
+
+impl<'a> Prstatus<'a> {
+    /// Offset of pr_pid and of pr_reg in the 64-bit structure.
+    const PID: usize = 32;
+    const REGISTERS: usize = 112;
+
+    /// Reads a descriptor; `None` when it is too short.
+    #[must_use]
+    pub fn parse(desc: &'a [u8]) -> Option<Prstatus<'a>> {
+        let pid = bytes::u32_at(desc, Prstatus::PID)?;
+        let registers = desc.get(Prstatus::REGISTERS..)?;
+        Some(Prstatus { pid, registers })
+    }
+}

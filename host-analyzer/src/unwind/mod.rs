@@ -1,0 +1,116 @@
+//! From a stack to its frames.
+//!
+//! [`Unwinder`] is what an architecture gives; frames, exception frames and the reason for the end
+//! are the same for all of them.
+
+pub mod orc;
+mod x86_64;
+
+use crate::VirtAddr;
+use crate::linux::Linux;
+use crate::linux::stacks::Stack;
+
+pub use x86_64::{X86Registers, X86Unwinder};
+
+/// A register and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// Its name, as crash prints it.
+    pub name: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// How many hexadecimal digits it is printed with.
+    pub digits: usize,
+}
+
+/// The registers that an exception, an interrupt or a system call saved on the stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExceptionFrame {
+    /// Where it lies.
+    pub at: VirtAddr,
+    /// Whether it interrupted user mode.
+    pub user: bool,
+    /// The registers, in the order in which they are printed.
+    pub registers: Vec<Register>,
+}
+
+/// How a frame's program counter is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// It is a register: the instruction itself.
+    Registers,
+    /// It is a return address: the instruction after the call.
+    ReturnAddress,
+}
+
+/// One frame of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The program counter.
+    pub pc: VirtAddr,
+    /// How it is known.
+    pub kind: FrameKind,
+    /// Where on the stack: the return address's slot, or the stack pointer with registers.
+    pub at: VirtAddr,
+    /// The exception frame that this frame's registers come from, if they do.
+    pub exception: Option<ExceptionFrame>,
+    /// Whether the frame was found without unwind tables, by the frame pointer alone.
+    pub guessed: bool,
+}
+
+impl Frame {
+    /// The address to look symbols, lines and unwind rules up with: a return address may already
+    /// belong to the next function when the call was the last instruction of its own.
+    #[must_use]
+    pub fn lookup_pc(&self) -> VirtAddr {
+        match self.kind {
+            FrameKind::Registers => self.pc,
+            FrameKind::ReturnAddress => self.pc.back(1),
+        }
+    }
+}
+
+/// Why the frames ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At the registers with which the kernel was entered.
+    UserMode(ExceptionFrame),
+    /// At the first function of a kernel thread.
+    KernelThread,
+    /// They could not be followed further; the text says why.
+    Stuck(String),
+}
+
+/// The frames of a stack, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The frames.
+    pub frames: Vec<Frame>,
+    /// Why they ended.
+    pub end: End,
+}
+
+/// More frames than fit on any kernel stack, were each only a return address.
+pub const MAX_FRAMES: usize = 4096;
+
+/// Where an unwind begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start<'a> {
+    /// From the registers of a CPU, as the notes of the dump have them.
+    Registers(&'a [u8]),
+    /// From what a task saved when it stopped running, at this stack pointer.
+    Saved(VirtAddr),
+}
+
+/// What an architecture knows of stacks.
+pub trait Unwinder {
+    /// Follows a stack from `start`. `stacks` are those that it may run on; an empty list allows
+    /// any address.
+    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace;
+}
+
+/// The unwinder for the kernel's architecture.
+#[must_use]
+pub fn for_kernel<'k>(linux: &'k Linux<'k, '_>) -> Box<dyn Unwinder + 'k> {
+    Box::new(X86Unwinder::new(linux))
+}

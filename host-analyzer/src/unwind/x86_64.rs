@@ -1,0 +1,408 @@
+//! x86_64 stacks, by ORC.
+//!
+//! The rules are those of arch/x86/kernel/unwind_orc.c, 6.1 and 6.12; the layout of saved
+//! registers that of struct pt_regs (arch/x86/include/asm/ptrace.h).
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::kernel::Kernel;
+use crate::linux::Linux;
+use crate::linux::stacks::Stack;
+use crate::{ReadError, VirtAddr, bytes};
+
+use super::orc::{self, Base, Entry, Kind, Table, Version};
+use super::{End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace, Unwinder};
+
+/// Words of struct pt_regs.
+const PT_REGS: usize = 21;
+/// Index of the first word that the hardware saves (ip, cs, flags, sp, ss).
+const HARDWARE_FRAME: usize = 16;
+
+/// Indices into struct pt_regs.
+mod reg {
+    pub const R13: usize = 2;
+    pub const BP: usize = 4;
+    pub const R10: usize = 7;
+    pub const DX: usize = 12;
+    pub const DI: usize = 14;
+    pub const IP: usize = 16;
+    pub const CS: usize = 17;
+    pub const SP: usize = 19;
+}
+
+/// Name and index in struct pt_regs, in the order in which crash prints them.
+const PRINTED: [(&str, usize); PT_REGS] = [
+    ("RIP", 16),
+    ("RSP", 19),
+    ("RFLAGS", 18),
+    ("RAX", 10),
+    ("RBX", 5),
+    ("RCX", 11),
+    ("RDX", 12),
+    ("RSI", 13),
+    ("RDI", 14),
+    ("RBP", 4),
+    ("R8", 9),
+    ("R9", 8),
+    ("R10", 7),
+    ("R11", 6),
+    ("R12", 3),
+    ("R13", 2),
+    ("R14", 1),
+    ("R15", 0),
+    ("ORIG_RAX", 15),
+    ("CS", 17),
+    ("SS", 20),
+];
+
+/// struct pt_regs, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct X86Registers {
+    words: [u64; PT_REGS],
+    /// Whether only the part that the hardware saves is known.
+    partial: bool,
+}
+
+impl X86Registers {
+    /// Reads a complete struct pt_regs (or the registers of a PRSTATUS note, which begin alike).
+    #[must_use]
+    pub fn parse(raw: &[u8]) -> Option<X86Registers> {
+        let mut words = [0; PT_REGS];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = bytes::u64_at(raw, index * 8)?;
+        }
+        Some(X86Registers { words, partial: false })
+    }
+
+    fn parse_hardware_frame(raw: &[u8]) -> Option<X86Registers> {
+        let mut words = [0; PT_REGS];
+        for (index, word) in words[HARDWARE_FRAME..].iter_mut().enumerate() {
+            *word = bytes::u64_at(raw, index * 8)?;
+        }
+        Some(X86Registers { words, partial: true })
+    }
+
+    /// The program counter.
+    #[must_use]
+    pub fn pc(&self) -> VirtAddr {
+        VirtAddr(self.words[reg::IP])
+    }
+
+    /// The stack pointer.
+    #[must_use]
+    pub fn sp(&self) -> VirtAddr {
+        VirtAddr(self.words[reg::SP])
+    }
+
+    /// Whether the registers are those of user mode.
+    #[must_use]
+    pub fn user(&self) -> bool {
+        self.words[reg::CS] & 3 != 0
+    }
+
+    fn get(&self, index: usize) -> Option<u64> {
+        (!self.partial || index >= HARDWARE_FRAME).then(|| self.words[index])
+    }
+
+    /// The registers as they are printed.
+    #[must_use]
+    pub fn exception_frame(&self, at: VirtAddr) -> ExceptionFrame {
+        let print = |&(name, index): &(&'static str, usize)| {
+            let segment = matches!(name, "CS" | "SS");
+            // From 6.9 on the upper parts of these words hold other things (FRED).
+            let mask = if segment { 0xffff } else { u64::MAX };
+            let value = self.get(index)? & mask;
+            Some(Register { name, value, digits: if segment { 4 } else { 16 } })
+        };
+        let registers = PRINTED.iter().filter_map(print).collect();
+        ExceptionFrame { at, user: self.user(), registers }
+    }
+}
+
+/// Unwinds by the ORC tables of the kernel and its modules.
+pub struct X86Unwinder<'k, 'd> {
+    linux: &'k Linux<'k, 'd>,
+    image: OnceCell<Option<Rc<Table<'d>>>>,
+    modules: RefCell<HashMap<VirtAddr, Option<Rc<Table<'d>>>>>,
+}
+
+/// Where the unwinder stands.
+#[derive(Clone, Debug)]
+struct State {
+    pc: VirtAddr,
+    kind: FrameKind,
+    sp: VirtAddr,
+    bp: Option<u64>,
+    /// All registers, right after an exception frame.
+    registers: Option<X86Registers>,
+}
+
+/// What a step came to.
+enum Step {
+    To(State, Option<ExceptionFrame>),
+    End(End),
+}
+
+impl<'k, 'd> X86Unwinder<'k, 'd> {
+    /// An unwinder for the stacks of a kernel.
+    #[must_use]
+    pub fn new(linux: &'k Linux<'k, 'd>) -> X86Unwinder<'k, 'd> {
+        X86Unwinder { linux, image: OnceCell::new(), modules: RefCell::default() }
+    }
+
+    fn kernel(&self) -> &'k Kernel<'d> {
+        self.linux.kernel()
+    }
+
+    /// The rule for a frame, and whether it is only a guess.
+    fn rule(&self, state: &State, lookup: VirtAddr) -> (Entry, bool) {
+        if state.pc.is_null() {
+            return (orc::BAD_CALL, false);
+        }
+        if self.kernel().image_symbol(lookup).is_some() {
+            let table = self.image.get_or_init(|| self.image_table().map(Rc::new));
+            if let Some(entry) = table.as_ref().and_then(|table| table.find(lookup)) {
+                return (entry, false);
+            }
+        } else if let Some(entry) = self.module_rule(lookup) {
+            return (entry, false);
+        } else if state.kind == FrameKind::Registers && self.linux.place(lookup).is_none() {
+            return (orc::BAD_CALL, true);
+        }
+        (orc::FRAME_POINTER, true)
+    }
+
+    fn image_table(&self) -> Option<Table<'d>> {
+        let kernel = self.kernel();
+        let section = |start: &str, stop: &str| {
+            let start = kernel.symbol(start).ok()??;
+            let stop = kernel.symbol(stop).ok()??;
+            let length = usize::try_from(stop.0.checked_sub(start.0)?).ok()?;
+            Some((start, kernel.memory().bytes(start, length).ok()?))
+        };
+        let (place, ips) = section("__start_orc_unwind_ip", "__stop_orc_unwind_ip")?;
+        let (_, entries) = section("__start_orc_unwind", "__stop_orc_unwind")?;
+        let version = Version::detect(kernel.types().ok(), &entries);
+        Some(Table { place, ips, entries, version })
+    }
+
+    fn module_rule(&self, lookup: VirtAddr) -> Option<Entry> {
+        let module = self.linux.modules().covering(lookup)?;
+        let mut tables = self.modules.borrow_mut();
+        let table = tables.entry(module.address).or_insert_with(|| {
+            let orc = module.orc?;
+            let memory = self.kernel().memory();
+            let count = orc.count as usize;
+            let version = self.image.get_or_init(|| self.image_table().map(Rc::new));
+            Some(Rc::new(Table {
+                place: orc.ips,
+                ips: memory.bytes(orc.ips, count * 4).ok()?,
+                entries: memory.bytes(orc.entries, count * orc::ENTRY).ok()?,
+                version: version.as_ref()?.version,
+            }))
+        });
+        table.as_ref()?.find(lookup)
+    }
+
+    /// What a task saved when it stopped running: struct inactive_task_frame
+    /// (arch/x86/include/asm/switch_to.h): r15 r14 r13 r12 bx bp, return address.
+    fn saved(&self, sp: VirtAddr) -> Result<State, ReadError> {
+        const BP: u64 = 5 * 8;
+        const RETURN_ADDRESS: u64 = 6 * 8;
+        let memory = self.kernel().memory();
+        let pc = memory.pointer(sp.offset(RETURN_ADDRESS))?;
+        let bp = memory.u64(sp.offset(BP))?;
+        // A task that never ran "returns" to the very start of ret_from_fork.
+        let place = self.linux.place(pc);
+        let never_ran = place.is_some_and(|place| place.offset == 0);
+        let kind = if never_ran { FrameKind::Registers } else { FrameKind::ReturnAddress };
+        let sp = sp.offset(RETURN_ADDRESS + 8);
+        Ok(State { pc, kind, sp, bp: Some(bp), registers: None })
+    }
+
+    fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
+        let (rule, guessed) = self.rule(state, frame.lookup_pc());
+        frame.guessed = guessed;
+        match rule.kind {
+            Kind::EndOfStack => return Ok(Step::End(End::KernelThread)),
+            Kind::Undefined => {
+                return Err(format!("the unwind tables say nothing about {:#x}", state.pc));
+            }
+            _ => {}
+        }
+        let lost = |error: ReadError| format!("its frame cannot be read: {error}");
+        let cfa = self.canonical_address(state, rule)?;
+        let memory = self.kernel().memory();
+        match rule.kind {
+            Kind::Registers => {
+                let raw = memory.bytes(cfa, PT_REGS * 8).map_err(lost)?;
+                let registers = X86Registers::parse(&raw).ok_or("its registers are cut short")?;
+                Ok(from_exception(registers, registers.get(reg::BP), cfa))
+            }
+            Kind::HardwareFrame => {
+                let raw = memory.bytes(cfa, (PT_REGS - HARDWARE_FRAME) * 8).map_err(lost)?;
+                let registers = X86Registers::parse_hardware_frame(&raw);
+                let registers = registers.ok_or("its registers are cut short")?;
+                let bp = self.frame_pointer(state, rule, cfa);
+                Ok(from_exception(registers, bp, cfa))
+            }
+            _ => {
+                let pc = memory.pointer(cfa.back(8)).map_err(lost)?;
+                let bp = self.frame_pointer(state, rule, cfa);
+                let kind = FrameKind::ReturnAddress;
+                Ok(Step::To(State { pc, kind, sp: cfa, bp, registers: None }, None))
+            }
+        }
+    }
+
+    fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
+        let register = |index: usize, name: &str| {
+            let value = state.registers.and_then(|registers| registers.get(index));
+            value.ok_or_else(|| format!("its frame starts from {name}, whose value is not known"))
+        };
+        let bp = || state.bp.ok_or("its frame starts from rbp, whose value is not known");
+        let offset = i64::from(rule.sp_offset) as u64;
+        let load = |at: u64| {
+            let word = self.kernel().memory().u64(VirtAddr(at));
+            word.map_err(|error| format!("its caller's stack pointer cannot be read: {error}"))
+        };
+        let address = match rule.sp {
+            Base::Sp => state.sp.0.wrapping_add(offset),
+            Base::Bp => bp()?.wrapping_add(offset),
+            Base::SpIndirect => load(state.sp.0)?.wrapping_add(offset),
+            Base::BpIndirect => load(bp()?.wrapping_add(offset))?,
+            // For these the offset is not used (unwind_orc.c).
+            Base::R10 => register(reg::R10, "r10")?,
+            Base::R13 => register(reg::R13, "r13")?,
+            Base::Di => register(reg::DI, "rdi")?,
+            Base::Dx => register(reg::DX, "rdx")?,
+            Base::Undefined | Base::PreviousSp => {
+                return Err(format!("the unwind rule for {:#x} is impossible", state.pc));
+            }
+        };
+        if address % 8 != 0 {
+            return Err(format!("its frame would be at {address:#x}, which is not aligned"));
+        }
+        Ok(VirtAddr(address))
+    }
+
+    fn frame_pointer(&self, state: &State, rule: Entry, cfa: VirtAddr) -> Option<u64> {
+        let offset = i64::from(rule.bp_offset) as u64;
+        let memory = self.kernel().memory();
+        match rule.bp {
+            Base::PreviousSp => memory.u64(cfa.offset(offset)).ok(),
+            Base::Bp => memory.u64(VirtAddr(state.bp?.wrapping_add(offset))).ok(),
+            _ => state.bp,
+        }
+    }
+}
+
+fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Step {
+    let frame = registers.exception_frame(at);
+    if registers.user() {
+        return Step::End(End::UserMode(frame));
+    }
+    let (pc, sp, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
+    Step::To(State { pc, kind, sp, bp, registers: Some(registers) }, Some(frame))
+}
+
+impl Unwinder for X86Unwinder<'_, '_> {
+    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
+        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
+        let first = match start {
+            Start::Registers(raw) => {
+                let Some(registers) = X86Registers::parse(raw) else {
+                    return stuck("its registers are cut short".to_owned());
+                };
+                match from_exception(registers, registers.get(reg::BP), registers.sp()) {
+                    Step::End(end) => return Trace { frames: Vec::new(), end },
+                    Step::To(state, _) => state,
+                }
+            }
+            Start::Saved(sp) => match self.saved(sp) {
+                Ok(state) => state,
+                Err(error) => return stuck(format!("its saved registers are lost: {error}")),
+            },
+        };
+        self.follow(first, stacks)
+    }
+}
+
+impl X86Unwinder<'_, '_> {
+    fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
+        let mut frames = Vec::new();
+        let mut state = first;
+        let mut exception = None;
+        let mut visited: Vec<Option<usize>> = Vec::new();
+        loop {
+            let place = position(stacks, state.sp);
+            let mut frame = frame_of(&state, exception.take());
+            let step = self.step(&state, &mut frame);
+            let blind = frame.guessed && self.linux.place(frame.lookup_pc()).is_none();
+            frames.push(frame);
+            let (next, from) = match step {
+                Ok(Step::To(next, from)) => (next, from),
+                Ok(Step::End(end)) => return Trace { frames, end },
+                Err(why) => return Trace { frames, end: End::Stuck(why) },
+            };
+            let limit = frames.len() >= MAX_FRAMES;
+            let why = if limit {
+                Some("there are more frames than a stack can hold".to_owned())
+            } else {
+                if visited.last() != Some(&place) {
+                    visited.push(place);
+                }
+                self.objection(&state, &next, stacks, &visited, blind)
+            };
+            if let Some(why) = why {
+                return Trace { frames, end: End::Stuck(why) };
+            }
+            (state, exception) = (next, from);
+        }
+    }
+
+    /// What speaks against going on with `next`: each step must climb its stack, or change to one
+    /// that was not left before.
+    fn objection(
+        &self,
+        state: &State,
+        next: &State,
+        stacks: &[Stack],
+        visited: &[Option<usize>],
+        blind: bool,
+    ) -> Option<String> {
+        let (here, there) = (position(stacks, state.sp), position(stacks, next.sp));
+        if here == there && next.sp <= state.sp {
+            return Some(format!("the next frame ({:#x}) would not be further up", next.sp));
+        }
+        if !stacks.is_empty() && there.is_none() {
+            return Some(format!("the next frame ({:#x}) is on no stack of this CPU", next.sp));
+        }
+        if here != there && visited.contains(&there) {
+            return Some(format!("the next frame ({:#x}) is on a stack already left", next.sp));
+        }
+        let known = self.linux.place(next.pc.back(1)).is_some();
+        if next.kind == FrameKind::ReturnAddress && !known {
+            // BPF programs and trampolines have no symbols: one such frame is let through.
+            let mapped = self.kernel().memory().translate(next.pc).is_ok();
+            if blind || !mapped {
+                return Some(format!("{:#x} is not an address of the kernel's text", next.pc));
+            }
+        }
+        None
+    }
+}
+
+fn position(stacks: &[Stack], sp: VirtAddr) -> Option<usize> {
+    stacks.iter().position(|stack| stack.holds(sp))
+}
+
+fn frame_of(state: &State, exception: Option<ExceptionFrame>) -> Frame {
+    let at = match state.kind {
+        FrameKind::Registers => state.sp,
+        FrameKind::ReturnAddress => state.sp.back(8),
+    };
+    Frame { pc: state.pc, kind: state.kind, at, exception, guessed: false }
+}
