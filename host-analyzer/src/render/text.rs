@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
+use crate::Error;
 use crate::commands::bt::{Backtrace, Row, SourceLine};
 use crate::linux::printk::Record;
 use crate::source::{Completeness, Dump};
 use crate::unwind::{End, ExceptionFrame};
-use crate::Error;
 
 /// Says first what is missing from a dump, when something is.
 ///
@@ -81,7 +81,8 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
     let line = row.source.iter().find(|line| line.inlined.is_none());
     let position = line.map(position).unwrap_or_default();
     let guess = if row.frame.guessed { "  (no unwind table: by frame pointer)" } else { "" };
-    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}").map_err(Error::from)
+    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")
+        .map_err(Error::from)
 }
 
 fn function(row: &Row) -> String {

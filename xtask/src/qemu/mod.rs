@@ -232,7 +232,7 @@ impl Vm {
     }
 
     /// `why`, with everything that a person needs to look into it.
-    fn tell(&mut self, why: &anyhow::Error) -> anyhow::Error {
+    pub fn tell(&mut self, why: &anyhow::Error) -> anyhow::Error {
         let ended = match self.child.try_wait() {
             Ok(Some(status)) => format!("QEMU has ended ({status})"),
             _ => "QEMU is running".to_owned(),
