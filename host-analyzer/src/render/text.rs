@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use crate::Error;
 use crate::commands::bt::{Backtrace, Row, SourceLine};
 use crate::linux::printk::Record;
 use crate::source::{Completeness, Dump};
-use crate::unwind::{End, ExceptionFrame};
+use crate::unwind::{CallerBy, End, ExceptionFrame};
+use crate::Error;
 
 /// Says first what is missing from a dump, when something is.
 ///
@@ -80,9 +80,13 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
     }
     let line = row.source.iter().find(|line| line.inlined.is_none());
     let position = line.map(position).unwrap_or_default();
-    let guess = if row.frame.guessed { "  (no unwind table: by frame pointer)" } else { "" };
-    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")
-        .map_err(Error::from)
+    let guess = match row.frame.caller {
+        CallerBy::Tables => "",
+        CallerBy::CallSite => "  (not in the unwind tables: caller found by its call)",
+        CallerBy::FramePointer => "  (no unwind tables: caller by frame pointer)",
+    };
+    let number = format!("#{number}");
+    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}").map_err(Error::from)
 }
 
 fn function(row: &Row) -> String {
@@ -100,13 +104,11 @@ fn position(line: &SourceLine) -> String {
 }
 
 fn registers(frame: &ExceptionFrame, out: &mut dyn Write) -> Result<(), Error> {
-    /// The width of the longest name in each of the three columns.
-    const COLUMNS: [usize; 3] = [3, 3, 6];
-    for (number, row) in frame.registers.chunks(COLUMNS.len()).enumerate() {
-        let last = number == 6;
-        let cells = row.iter().zip(COLUMNS).map(|(register, width)| {
-            let width = if last { 0 } else { width };
+    const COLUMNS: usize = 3;
+    for row in frame.registers.chunks(COLUMNS) {
+        let cells = row.iter().map(|register| {
             let (name, value, digits) = (register.name, register.value, register.digits);
+            let width = if digits == 16 { 3 } else { 0 };
             format!("{name:>width$}: {value:0digits$x}")
         });
         writeln!(out, "    {}", cells.collect::<Vec<_>>().join("  "))?;

@@ -43,6 +43,18 @@ pub enum FrameKind {
     ReturnAddress,
 }
 
+/// How the way from a frame to its caller was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallerBy {
+    /// By the unwind tables (or there was no way, or no caller).
+    Tables,
+    /// The tables leave this function out; the next word up the stack that follows a call of this
+    /// very function was taken.
+    CallSite,
+    /// There are no tables for this code; it was taken to keep a frame pointer.
+    FramePointer,
+}
+
 /// One frame of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -54,8 +66,8 @@ pub struct Frame {
     pub at: VirtAddr,
     /// The exception frame that this frame's registers come from, if they do.
     pub exception: Option<ExceptionFrame>,
-    /// Whether the frame was found without unwind tables, by the frame pointer alone.
-    pub guessed: bool,
+    /// How the way to its caller was found.
+    pub caller: CallerBy,
 }
 
 impl Frame {

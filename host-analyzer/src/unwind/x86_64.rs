@@ -13,7 +13,9 @@ use crate::linux::stacks::Stack;
 use crate::{ReadError, VirtAddr, bytes};
 
 use super::orc::{self, Base, Entry, Kind, Table, Version};
-use super::{End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace, Unwinder};
+use super::{
+    CallerBy, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace, Unwinder,
+};
 
 /// Words of struct pt_regs.
 const PT_REGS: usize = 21;
@@ -110,11 +112,13 @@ impl X86Registers {
     #[must_use]
     pub fn exception_frame(&self, at: VirtAddr) -> ExceptionFrame {
         let print = |&(name, index): &(&'static str, usize)| {
-            let segment = matches!(name, "CS" | "SS");
-            // From 6.9 on the upper parts of these words hold other things (FRED).
-            let mask = if segment { 0xffff } else { u64::MAX };
-            let value = self.get(index)? & mask;
-            Some(Register { name, value, digits: if segment { 4 } else { 16 } })
+            let (digits, mask) = match name {
+                // From 6.9 on the upper parts of these words hold other things (FRED).
+                "CS" | "SS" => (4, 0xffff),
+                "RFLAGS" => (8, u64::MAX),
+                _ => (16, u64::MAX),
+            };
+            Some(Register { name, value: self.get(index)? & mask, digits })
         };
         let registers = PRINTED.iter().filter_map(print).collect();
         ExceptionFrame { at, user: self.user(), registers }
@@ -156,22 +160,22 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         self.linux.kernel()
     }
 
-    /// The rule for a frame, and whether it is only a guess.
-    fn rule(&self, state: &State, lookup: VirtAddr) -> (Entry, bool) {
+    /// The rule for a frame, and how far it can be trusted.
+    fn rule(&self, state: &State, lookup: VirtAddr) -> (Entry, CallerBy) {
         if state.pc.is_null() {
-            return (orc::BAD_CALL, false);
+            return (orc::BAD_CALL, CallerBy::Tables);
         }
         if self.kernel().image_symbol(lookup).is_some() {
             let table = self.image.get_or_init(|| self.image_table().map(Rc::new));
             if let Some(entry) = table.as_ref().and_then(|table| table.find(lookup)) {
-                return (entry, false);
+                return (entry, CallerBy::Tables);
             }
         } else if let Some(entry) = self.module_rule(lookup) {
-            return (entry, false);
+            return (entry, CallerBy::Tables);
         } else if state.kind == FrameKind::Registers && self.linux.place(lookup).is_none() {
-            return (orc::BAD_CALL, true);
+            return (orc::BAD_CALL, CallerBy::FramePointer);
         }
-        (orc::FRAME_POINTER, true)
+        (orc::FRAME_POINTER, CallerBy::FramePointer)
     }
 
     fn image_table(&self) -> Option<Table<'d>> {
@@ -223,12 +227,13 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
     }
 
     fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
-        let (rule, guessed) = self.rule(state, frame.lookup_pc());
-        frame.guessed = guessed;
+        let (rule, caller) = self.rule(state, frame.lookup_pc());
+        frame.caller = caller;
         match rule.kind {
             Kind::EndOfStack => return Ok(Step::End(End::KernelThread)),
             Kind::Undefined => {
-                return Err(format!("the unwind tables say nothing about {:#x}", state.pc));
+                frame.caller = CallerBy::CallSite;
+                return self.call_site(state, frame.lookup_pc());
             }
             _ => {}
         }
@@ -255,6 +260,36 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
                 Ok(Step::To(State { pc, kind, sp: cfa, bp, registers: None }, None))
             }
         }
+    }
+
+    /// The caller of a function that the tables leave out (STACK_FRAME_NON_STANDARD; in 6.1
+    /// `__crash_kexec`, where every kdump begins): the first word up the stack that is the return
+    /// address of a direct call of this very function.
+    fn call_site(&self, state: &State, lookup: VirtAddr) -> Result<Step, String> {
+        /// How far up the stack a return address is looked for, in bytes.
+        const REACH: usize = 4096;
+        let memory = self.kernel().memory();
+        let nothing = || format!("the unwind tables say nothing about {:#x}", state.pc);
+        let place = self.linux.place(lookup).ok_or_else(nothing)?;
+        let function = lookup.back(place.offset);
+        let stack = memory.bytes_up_to(state.sp, REACH);
+        let words = stack.chunks_exact(8).filter_map(|word| bytes::u64_at(word, 0));
+        let calls = |&(_, word): &(usize, u64)| self.follows_call_of(VirtAddr(word), function);
+        let (index, word) = words.enumerate().find(calls).ok_or_else(nothing)?;
+        let sp = state.sp.offset(index as u64 * 8 + 8);
+        let (pc, kind) = (VirtAddr(word), FrameKind::ReturnAddress);
+        Ok(Step::To(State { pc, kind, sp, bp: state.bp, registers: None }, None))
+    }
+
+    /// Whether the instruction before `at` is `call function` (e8, 32-bit displacement).
+    fn follows_call_of(&self, at: VirtAddr, function: VirtAddr) -> bool {
+        const CALL: u8 = 0xe8;
+        if at.0 >> 63 == 0 || self.kernel().image_symbol(at.back(1)).is_none() {
+            return false;
+        }
+        let Ok(call) = self.kernel().memory().bytes(at.back(5), 5) else { return false };
+        let target = bytes::i32_at(&call, 1).map(|distance| at.offset(i64::from(distance) as u64));
+        call[0] == CALL && target == Some(function)
     }
 
     fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
@@ -340,7 +375,7 @@ impl X86Unwinder<'_, '_> {
             let place = position(stacks, state.sp);
             let mut frame = frame_of(&state, exception.take());
             let step = self.step(&state, &mut frame);
-            let blind = frame.guessed && self.linux.place(frame.lookup_pc()).is_none();
+            let blind = frame.caller != CallerBy::Tables && self.linux.place(frame.lookup_pc()).is_none();
             frames.push(frame);
             let (next, from) = match step {
                 Ok(Step::To(next, from)) => (next, from),
@@ -404,5 +439,5 @@ fn frame_of(state: &State, exception: Option<ExceptionFrame>) -> Frame {
         FrameKind::Registers => state.sp,
         FrameKind::ReturnAddress => state.sp.back(8),
     };
-    Frame { pc: state.pc, kind: state.kind, at, exception, guessed: false }
+    Frame { pc: state.pc, kind: state.kind, at, exception, caller: CallerBy::Tables }
 }
