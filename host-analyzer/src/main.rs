@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
 use host_analyzer::commands::{bt, log, sys};
 use host_analyzer::kernel::Kernel;
+use host_analyzer::kernel::vmlinux::Vmlinux;
 use host_analyzer::source::Dump;
 
 /// Reads the dump of a dead Linux kernel: backtraces, log, overview.
@@ -109,7 +110,11 @@ fn with_kernel(
     command: impl FnOnce(&Kernel<'_>) -> Result<(), host_analyzer::Error>,
 ) -> anyhow::Result<()> {
     let dump = Dump::open(&files.dump)?;
-    let kernel = Kernel::open(&dump)?;
+    let vmlinux = files.vmlinux.as_deref().map(Vmlinux::open).transpose()?;
+    if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
+        eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
+    }
+    let kernel = Kernel::open(&dump, vmlinux.as_ref())?;
     Ok(command(&kernel)?)
 }
 

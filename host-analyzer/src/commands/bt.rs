@@ -7,6 +7,7 @@
 use std::io::Write;
 
 use crate::kernel::Kernel;
+use crate::kernel::dwarf::SourceFrame;
 use crate::linux::printk::Log;
 use crate::linux::stacks::Stack;
 use crate::linux::task::Task;
@@ -71,20 +72,9 @@ pub struct Row {
     /// The function it is in.
     pub place: Option<Place>,
     /// Functions inlined there, innermost first, and the line in each; then the function itself.
-    pub source: Vec<SourceLine>,
+    pub source: Vec<SourceFrame>,
     /// The name of the stack that begins with this frame, unless it is the task's own.
     pub stack: Option<String>,
-}
-
-/// A line of source code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceLine {
-    /// The inlined function's name; `None` for the function that the symbol table names.
-    pub inlined: Option<String>,
-    /// File, as the compiler was told it.
-    pub file: Option<String>,
-    /// Line; 0 when the compiler did not say.
-    pub line: u64,
 }
 
 /// Runs the command.
@@ -201,7 +191,7 @@ impl<'k, 'd> Tracer<'k, 'd> {
             let name = stacks.iter().find(|stack| stack.holds(frame.at)).map(|it| it.name.clone());
             let stack = name.clone().filter(|name| Some(name) != last.as_ref() && name != "task");
             last = name;
-            let source = Vec::new();
+            let source = self.linux.kernel().source_frames(lookup);
             Row { frame, place, source, stack }
         };
         frames.into_iter().map(&mut row).collect()

@@ -39,7 +39,8 @@ impl Rows {
 
 fn machine_rows(linux: &Linux<'_, '_>, rows: &mut Rows) {
     let kernel = linux.kernel();
-    rows.add("KERNEL", "(from the dump)");
+    let vmlinux = kernel.vmlinux().map(|vmlinux| vmlinux.path().display().to_string());
+    rows.add("KERNEL", vmlinux.unwrap_or_else(|| "(symbols and types from the dump)".to_owned()));
     rows.add("DUMPFILE", dump_file(kernel));
     rows.add_result("CPUS", linux.percpu().map(|percpu| percpu.online.len().to_string()));
     let clock = linux.clock();

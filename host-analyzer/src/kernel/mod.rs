@@ -4,11 +4,13 @@
 //! table where the dump's cannot be found. Nothing is read before it is asked for.
 
 pub mod btf;
+pub mod dwarf;
 pub mod kallsyms;
 pub mod paging;
 pub mod symbols;
 pub mod virt;
 pub mod vmcoreinfo;
+pub mod vmlinux;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -17,10 +19,12 @@ use crate::source::{Dump, NoteBook};
 use crate::{Error, ReadError, VirtAddr};
 
 use btf::{Btf, Field};
+use dwarf::{DebugInfo, SourceFrame};
 use paging::X86PageTables;
 use symbols::{Symbol, Symbols};
 use virt::VirtualMemory;
 use vmcoreinfo::Vmcoreinfo;
+use vmlinux::Vmlinux;
 
 /// ELF machine of x86_64.
 const EM_X86_64: u16 = 62;
@@ -70,14 +74,17 @@ pub struct Kernel<'d> {
     found: RefCell<HashMap<String, Option<VirtAddr>>>,
     image: OnceCell<(VirtAddr, VirtAddr)>,
     types: OnceCell<Btf<'d>>,
+    vmlinux: Option<&'d Vmlinux>,
+    debug: OnceCell<DebugInfo<'d>>,
 }
 
 impl<'d> Kernel<'d> {
-    /// Finds the kernel in a dump.
+    /// Finds the kernel in a dump. `vmlinux`, when given, must be of that kernel.
     ///
     /// # Errors
-    /// [`Error::Machine`], [`Error::NoVmcoreinfo`], [`Error::VmcoreinfoKey`].
-    pub fn open(dump: &'d Dump) -> Result<Kernel<'d>, Error> {
+    /// [`Error::Machine`], [`Error::NoVmcoreinfo`], [`Error::VmcoreinfoKey`],
+    /// [`Error::BuildIdMismatch`].
+    pub fn open(dump: &'d Dump, vmlinux: Option<&'d Vmlinux>) -> Result<Kernel<'d>, Error> {
         if dump.machine() != EM_X86_64 {
             return Err(Error::Machine(dump.machine()));
         }
@@ -87,7 +94,7 @@ impl<'d> Kernel<'d> {
             None => Vmcoreinfo::scan(dump).ok_or(Error::NoVmcoreinfo)?,
         };
         let tables = X86PageTables::from_vmcoreinfo(&info)?;
-        Ok(Kernel {
+        let kernel = Kernel {
             dump,
             notes,
             memory: VirtualMemory::new(dump, Box::new(tables)),
@@ -96,7 +103,56 @@ impl<'d> Kernel<'d> {
             found: RefCell::default(),
             image: OnceCell::new(),
             types: OnceCell::new(),
+            vmlinux,
+            debug: OnceCell::new(),
+        };
+        match vmlinux {
+            Some(vmlinux) => kernel.check_build_id(vmlinux).map(|()| kernel),
+            None => Ok(kernel),
+        }
+    }
+
+    fn check_build_id(&self, vmlinux: &Vmlinux) -> Result<(), Error> {
+        let (Some(theirs), Some(ours)) = (vmlinux.build_id(), self.build_id()) else {
+            // One of them has none: nothing speaks against it.
+            return Ok(());
+        };
+        if theirs == ours {
+            return Ok(());
+        }
+        Err(Error::BuildIdMismatch {
+            path: vmlinux.path().to_owned(),
+            vmlinux: theirs,
+            dump: ours,
+            release: self.info.release().to_owned(),
         })
+    }
+
+    /// The kernel's build id in hexadecimal: from VMCOREINFO, or from the note in its image.
+    #[must_use]
+    pub fn build_id(&self) -> Option<String> {
+        if let Some(id) = self.info.get("BUILD-ID") {
+            return Some(id.to_owned());
+        }
+        let start = self.symbol("__start_notes").ok()??;
+        let stop = self.symbol("__stop_notes").ok()??;
+        let length = usize::try_from(stop.0.checked_sub(start.0)?).ok()?;
+        vmlinux::build_id(&self.memory.bytes(start, length).ok()?)
+    }
+
+    /// The vmlinux, when one was given.
+    #[must_use]
+    pub fn vmlinux(&self) -> Option<&'d Vmlinux> {
+        self.vmlinux
+    }
+
+    /// The functions inlined at the instruction `pc`, innermost first, then the function itself,
+    /// each with its line. Empty without a vmlinux.
+    #[must_use]
+    pub fn source_frames(&self, pc: VirtAddr) -> Vec<SourceFrame> {
+        let Some(vmlinux) = self.vmlinux else { return Vec::new() };
+        let offset = self.info.kernel_offset();
+        self.debug.get_or_init(|| DebugInfo::new(vmlinux, offset)).frames(pc)
     }
 
     /// The dump it was found in.
@@ -129,9 +185,13 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoSymbols`].
     pub fn symbols(&self) -> Result<&(dyn Symbols + 'd), Error> {
         let symbols = get_or_try(&self.symbols, || {
-            let table: Box<dyn Symbols + 'd> =
-                Box::new(symbols::from_dump(&self.memory, &self.info)?);
-            Ok(table)
+            let error = match symbols::from_dump(&self.memory, &self.info) {
+                Ok(table) => return Ok(Box::new(table) as Box<dyn Symbols + 'd>),
+                Err(error) => error,
+            };
+            let offset = self.info.kernel_offset();
+            let table = self.vmlinux.and_then(|vmlinux| vmlinux.symbols(offset)).ok_or(error)?;
+            Ok(Box::new(table) as Box<dyn Symbols + 'd>)
         })?;
         Ok(symbols.as_ref())
     }

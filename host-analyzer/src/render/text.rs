@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use crate::commands::bt::{Backtrace, Row, SourceLine};
+use crate::commands::bt::{Backtrace, Row};
+use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
 use crate::source::{Completeness, Dump};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
@@ -74,12 +75,13 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         registers(exception, out)?;
     }
     let (at, pc) = (row.frame.at, row.frame.pc);
-    for line in row.source.iter().filter(|line| line.inlined.is_some()) {
-        let inlined = line.inlined.as_deref().unwrap_or_default();
-        writeln!(out, "    [inlined]          {inlined} at {pc:016x}{}", position(line))?;
+    for inlined in row.source.iter().filter(|source| source.inlined) {
+        let name = inlined.function.as_deref().unwrap_or("(unknown)");
+        let position = position(&inlined.position);
+        writeln!(out, "    [inlined]          {name} at {pc:016x}{position}")?;
     }
-    let line = row.source.iter().find(|line| line.inlined.is_none());
-    let position = line.map(position).unwrap_or_default();
+    let own = row.source.iter().find(|source| !source.inlined);
+    let position = own.map(|source| position(&source.position)).unwrap_or_default();
     let guess = match row.frame.caller {
         CallerBy::Tables => "",
         CallerBy::CallSite => "  (not in the unwind tables: caller found by its call)",
@@ -95,7 +97,7 @@ fn function(row: &Row) -> String {
     format!("{}+{:#x}{module}", place.name, place.offset)
 }
 
-fn position(line: &SourceLine) -> String {
+fn position(line: &Position) -> String {
     match &line.file {
         Some(file) if line.line != 0 => format!("  {file}:{}", line.line),
         Some(file) => format!("  {file}"),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 pub use area::AreaInfo;
+pub(crate) use elf::ELF64;
 pub use elf::ElfCore;
 pub use map::map;
 pub use notes::{NoteBook, Prstatus};
