@@ -162,7 +162,7 @@ fn same_function(ours: &Frame, theirs: &Frame) -> bool {
     let tail = ours.function.strip_prefix(&theirs.function);
     ours.inlined == theirs.inlined
         && tail.is_some_and(|tail| tail.is_empty() || tail.starts_with(['.', '_']))
-        && (ours.address == theirs.address || ours.inlined)
+        && ours.address == theirs.address
 }
 
 fn crash_9_shows_the_backtrace_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {

@@ -1,8 +1,6 @@
 //! Backtraces from different mouths, brought into one form.
 
-use std::collections::VecDeque;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// One function in a backtrace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,26 +44,30 @@ pub fn of_console(text: &str) -> Result<Vec<Frame>> {
 }
 
 /// The backtrace in the output of `host-analyzer bt`:
-/// `#n [stack address] function+offset at address`.
+///
+/// ```text
+///     [inlined]          pde_write at ffffffffa55eacb6  fs/proc/inode.c:340
+///  #5 [ff7578af80013a50] proc_reg_write+0x56 at ffffffffa55eacb6  fs/proc/inode.c:352
+/// ```
 ///
 /// # Errors
 /// When there is none, or a line is not of this form.
 pub fn of_analyzer(text: &str) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
-    for line in text.lines().map(str::trim).filter(|line| line.starts_with('#')) {
-        let mut words: VecDeque<&str> = line.split_whitespace().skip(1).collect();
-        if words.front().is_some_and(|word| word.starts_with('[')) {
-            words.pop_front();
+    for line in text.lines().map(str::trim) {
+        let inlined = line.starts_with("[inlined]");
+        if !inlined && !line.starts_with('#') {
+            continue;
         }
-        let name = *words.front().with_context(|| format!("no function in {line:?}"))?;
-        let (function, offset) = match function_and_offset(name) {
-            Some(named) => named,
-            None => (name.to_owned(), None),
+        let words = line.split_whitespace().skip(if inlined { 1 } else { 2 });
+        let [name, "at", address] = words.take(3).collect::<Vec<_>>()[..] else {
+            bail!("not a frame: {line:?}");
         };
-        let address = words.iter().skip_while(|word| **word != "at").nth(1);
+        let (function, offset) =
+            function_and_offset(name).unwrap_or_else(|| (name.to_owned(), None));
         let address =
-            address.and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
-        frames.push(Frame { function, offset, address, inlined: line.contains("inlined") });
+            u64::from_str_radix(address, 16).with_context(|| format!("no address in {line:?}"))?;
+        frames.push(Frame { function, offset, address: Some(address), inlined });
     }
     ensure!(!frames.is_empty(), "no frames in:\n{text}");
     Ok(frames)
@@ -119,11 +121,11 @@ mod tests {
 
     #[test]
     fn inlined_frames_are_told_from_real_ones() {
-        let text = "PID: 1\n #5 [ff5aeb20c0013dd0] proc_reg_write+0x56 at ffffffffb65eacb6\n \
-                    #6 [ff5aeb20c0013dd0] pde_write (inlined) at ffffffffb65eacb6\n";
+        let text = "PID: 1\n    [inlined]          pde_write at ffffffffb65eacb6  inode.c:340\n \
+                    #5 [ff5aeb20c0013dd0] proc_reg_write+0x56 at ffffffffb65eacb6  inode.c:352\n";
         let frames = of_analyzer(text).unwrap();
         assert_eq!(listing(&frames), ["proc_reg_write+0x56"]);
-        assert_eq!(frames[0].address, Some(0xffff_ffff_b65e_acb6));
-        assert!(frames[1].inlined);
+        assert_eq!(frames[1].address, Some(0xffff_ffff_b65e_acb6));
+        assert!(frames[0].inlined);
     }
 }
