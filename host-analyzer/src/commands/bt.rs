@@ -73,8 +73,8 @@ pub struct Row {
     pub place: Option<Place>,
     /// Functions inlined there, innermost first, and the line in each; then the function itself.
     pub source: Vec<SourceFrame>,
-    /// The name of the stack that begins with this frame, unless it is the task's own.
-    pub stack: Option<String>,
+    /// The name of the stack that was left just before this frame, if one was.
+    pub left_stack: Option<String>,
 }
 
 /// Runs the command.
@@ -188,11 +188,12 @@ impl<'k, 'd> Tracer<'k, 'd> {
                 let offset = place.offset + frame.pc.0.wrapping_sub(lookup.0);
                 Place { offset, ..place }
             });
-            let name = stacks.iter().find(|stack| stack.holds(frame.at)).map(|it| it.name.clone());
-            let stack = name.clone().filter(|name| Some(name) != last.as_ref() && name != "task");
-            last = name;
+            let stack = stacks.iter().find(|stack| stack.holds(frame.at));
+            let changed = last.is_some_and(|last: &Stack| Some(last) != stack);
+            let left_stack = last.filter(|_| changed).map(|last| last.name.clone());
+            last = stack;
             let source = self.linux.kernel().source_frames(lookup);
-            Row { frame, place, source, stack }
+            Row { frame, place, source, left_stack }
         };
         frames.into_iter().map(&mut row).collect()
     }

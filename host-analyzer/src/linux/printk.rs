@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use crate::kernel::Kernel;
+use crate::kernel::virt::VirtualMemory;
 use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::{Error, ReadContext, bytes};
 
@@ -87,7 +88,18 @@ impl Log {
     /// # Errors
     /// [`Error::VmcoreinfoKey`] for kernels before 5.10, [`Error::Read`].
     pub fn read(kernel: &Kernel<'_>) -> Result<Log, Error> {
-        let ring = Ring::open(kernel)?;
+        Log::from_memory(kernel.vmcoreinfo(), kernel.memory())
+    }
+
+    /// Reads the log that `info` describes out of `memory`.
+    ///
+    /// # Errors
+    /// See [`Log::read`].
+    pub fn from_memory(
+        info: &Vmcoreinfo<'_>,
+        memory: &VirtualMemory<'_>,
+    ) -> Result<Log, Error> {
+        let ring = Ring::open(info, memory)?;
         let mut log = Log::default();
         let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
         for step in 0..=records {
@@ -123,9 +135,7 @@ impl Log {
 struct Damaged;
 
 impl<'a> Ring<'a> {
-    fn open(kernel: &Kernel<'a>) -> Result<Ring<'a>, Error> {
-        let info = kernel.vmcoreinfo();
-        let memory = kernel.memory();
+    fn open(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'a>) -> Result<Ring<'a>, Error> {
         let layout = Layout::new(info)?;
         let ring = memory.pointer(info.need_symbol("prb")?).reading("the log (prb)")?;
         let descs = ring.offset(info.need_offset("printk_ringbuffer.desc_ring")? as u64);
@@ -186,9 +196,10 @@ impl<'a> Ring<'a> {
             return Ok(&[]);
         }
         let size = self.text.len() as u64;
-        let wrapped = begin / size != next / size && next % size != 0;
+        let exact = next.is_multiple_of(size);
+        let wrapped = begin / size != next / size && !exact;
         let start = if wrapped { 0 } else { begin % size };
-        let end = if next % size == 0 { size } else { next % size };
+        let end = if exact { size } else { next % size };
         let block = self.text.get(start as usize..end as usize).ok_or(Damaged)?;
         let text = block.get(8..).ok_or(Damaged)?;
         Ok(&text[..length.min(text.len())])

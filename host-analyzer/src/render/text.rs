@@ -66,13 +66,13 @@ pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) ->
 }
 
 fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
-    if let Some(stack) = &row.stack {
-        writeln!(out, "--- <{stack} stack> ---")?;
-    }
     let name = function(row);
     if let Some(exception) = &row.frame.exception {
         writeln!(out, "    [exception RIP: {name}]")?;
         registers(exception, out)?;
+    }
+    if let Some(stack) = &row.left_stack {
+        writeln!(out, "--- <{stack} stack> ---")?;
     }
     let (at, pc) = (row.frame.at, row.frame.pc);
     for inlined in row.source.iter().filter(|source| source.inlined) {

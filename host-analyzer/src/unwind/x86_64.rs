@@ -140,7 +140,7 @@ struct State {
     sp: VirtAddr,
     bp: Option<u64>,
     /// All registers, right after an exception frame.
-    registers: Option<X86Registers>,
+    registers: Option<Box<X86Registers>>,
 }
 
 /// What a step came to.
@@ -294,7 +294,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
 
     fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
         let register = |index: usize, name: &str| {
-            let value = state.registers.and_then(|registers| registers.get(index));
+            let value = state.registers.as_ref().and_then(|registers| registers.get(index));
             value.ok_or_else(|| format!("its frame starts from {name}, whose value is not known"))
         };
         let bp = || state.bp.ok_or("its frame starts from rbp, whose value is not known");
@@ -340,7 +340,7 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
         return Step::End(End::UserMode(frame));
     }
     let (pc, sp, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
-    Step::To(State { pc, kind, sp, bp, registers: Some(registers) }, Some(frame))
+    Step::To(State { pc, kind, sp, bp, registers: Some(Box::new(registers)) }, Some(frame))
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
