@@ -224,3 +224,126 @@ fn decode_address(table: &[u8], encoding: Encoding, index: usize) -> Option<Virt
 pub fn holds(table: &[u8], encoding: Encoding, count: usize, wanted: VirtAddr) -> bool {
     (0..count).any(|index| decode_address(table, encoding, index) == Some(wanted))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: u64 = 0xffff_ffff_8100_0000;
+
+    /// Four symbols at offsets 0, 0x10, 0x10 and 0x40 from the base. Token 1 is "tvfs_", 2 "read",
+    /// 3 "write", 4 "Tpanic"; all others are their own character.
+    fn tables(encoding: Encoding, addresses: Vec<u8>) -> Tables<'static> {
+        let mut token_table = Vec::new();
+        let mut token_index = Vec::new();
+        for token in 0..=255u8 {
+            token_index.extend_from_slice(&(token_table.len() as u16).to_le_bytes());
+            match token {
+                1 => token_table.extend_from_slice(b"tvfs_"),
+                2 => token_table.extend_from_slice(b"read"),
+                3 => token_table.extend_from_slice(b"write"),
+                4 => token_table.extend_from_slice(b"Tpanic"),
+                0 => {}
+                other => token_table.push(other),
+            }
+            token_table.push(0);
+        }
+        let long = [&[0x80 | 2, 1, b'T'][..], &[b'x'; 129]].concat();
+        let names = [&[1, 4][..], &[2, 1, 2], &[2, 1, 3], &long].concat();
+        Tables {
+            addresses: addresses.into(),
+            encoding,
+            names: names.into(),
+            count: 4,
+            token_table: token_table.into(),
+            token_index: token_index.into(),
+        }
+    }
+
+    fn words(values: [i32; 4]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn relative() -> Kallsyms<'static> {
+        Kallsyms::new(tables(Encoding::BaseRelative(BASE), words([0, 0x10, 0x10, 0x40]))).unwrap()
+    }
+
+    #[test]
+    fn names_are_expanded_from_tokens() {
+        let symbols = relative();
+        assert_eq!(symbols.name(0), Some(('T', "panic".to_owned())));
+        assert_eq!(symbols.name(2), Some(('t', "vfs_write".to_owned())));
+        assert_eq!(symbols.name(4), None);
+    }
+
+    #[test]
+    fn long_names_have_two_length_bytes() {
+        assert_eq!(relative().name(3), Some(('T', "x".repeat(129))));
+    }
+
+    #[test]
+    fn every_encoding_yields_the_same_addresses() {
+        let place = VirtAddr(BASE + 0x1000);
+        let absolute = [0, 0x10, 0x10, 0x40].map(|offset: u64| (BASE + offset).to_le_bytes());
+        let from_place = [0, 0x10, 0x10, 0x40].map(|offset: i32| offset - 0x1000);
+        let from_place: Vec<i32> =
+            from_place.iter().enumerate().map(|(index, it)| it - index as i32 * 4).collect();
+        let encodings = [
+            (Encoding::Absolute, absolute.concat()),
+            (Encoding::BaseRelative(BASE), words([0, 0x10, 0x10, 0x40])),
+            (Encoding::AbsolutePercpu(BASE), words([-1, -0x11, -0x11, -0x41])),
+            (Encoding::PlaceRelative(place), words(from_place.try_into().unwrap())),
+        ];
+        for (encoding, addresses) in encodings {
+            assert!(holds(&addresses, encoding, 4, VirtAddr(BASE + 0x40)), "{encoding:?}");
+            let symbols = Kallsyms::new(tables(encoding, addresses)).unwrap();
+            let all: Vec<_> = (0..4).map(|index| symbols.address(index).unwrap().0 - BASE).collect();
+            assert_eq!(all, [0, 0x10, 0x10, 0x40], "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn per_cpu_symbols_keep_their_small_addresses() {
+        let tables = tables(Encoding::AbsolutePercpu(BASE), words([0, 0x1fb80, -1, -2]));
+        let symbols = Kallsyms::new(tables).unwrap();
+        assert_eq!(symbols.address(1), Some(VirtAddr(0x1fb80)));
+        assert_eq!(symbols.address(2), Some(VirtAddr(BASE)));
+    }
+
+    #[test]
+    fn first_of_several_symbols_at_an_address_names_it() {
+        let symbols = relative();
+        assert_eq!(symbols.covering(VirtAddr(BASE + 0x3f)), Some((1, VirtAddr(BASE + 0x40))));
+        assert_eq!(symbols.covering(VirtAddr(BASE - 1)), None);
+    }
+
+    #[test]
+    fn names_are_found_in_one_pass_and_prefixes_are_no_matches() {
+        let found = relative().find(&["vfs_write", "pan", "panic", "vfs_writes"]);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found["vfs_write"], VirtAddr(BASE + 0x10));
+        assert_eq!(found["panic"], VirtAddr(BASE));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_tables_never_panic(
+            names in prop::collection::vec(any::<u8>(), 0..200),
+            at in 0usize..256,
+            token: u16,
+            count in 0usize..100_000,
+        ) {
+            let mut tables = tables(Encoding::BaseRelative(BASE), words([0, 9, 5, 7]));
+            tables.token_index.to_mut()[at * 2..at * 2 + 2].copy_from_slice(&token.to_le_bytes());
+            tables.names = names.into();
+            tables.count = count;
+            if let Some(symbols) = Kallsyms::new(tables) {
+                let _ = symbols.find(&["panic", "x"]);
+                let _ = (symbols.name(3), symbols.name(count / 2));
+                let _ = symbols.covering(VirtAddr(BASE + 8));
+            }
+        }
+    }
+}
