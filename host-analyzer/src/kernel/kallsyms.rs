@@ -45,12 +45,12 @@ pub struct Tables<'a> {
 pub struct Kallsyms<'a> {
     tables: Tables<'a>,
     tokens: Vec<(usize, usize)>,
-    /// Offset of every [`STRIDE`]th name.
+    /// Offset of every [`STRIDE`]th name: the kernel's own `kallsyms_markers`, or by counting.
     marks: OnceCell<Vec<u32>>,
 }
 
 /// Names between two marks.
-const STRIDE: usize = 64;
+const STRIDE: usize = 256;
 
 impl<'a> Kallsyms<'a> {
     /// A symbol table on `tables`; `None` when the token tables make no sense.
@@ -119,10 +119,18 @@ impl<'a> Kallsyms<'a> {
     pub fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
         let mut found = HashMap::new();
         let promising = self.promising_tokens(names);
-        let mut at = 0;
+        let marks = self.marks.get_or_init(|| self.mark_names());
+        let mut at = Some(0);
         for index in 0..self.len() {
-            let Some((tokens, next)) = self.split(at) else { break };
-            at = next;
+            if index % STRIDE == 0 {
+                at = marks.get(index / STRIDE).map(|&mark| mark as usize);
+            }
+            // A name that makes no sense costs those up to the next mark.
+            let Some((tokens, next)) = at.and_then(|at| self.split(at)) else {
+                at = None;
+                continue;
+            };
+            at = Some(next);
             let Some(&first) = tokens.first() else { continue };
             if !promising[usize::from(first)] {
                 continue;
@@ -176,6 +184,36 @@ impl<'a> Kallsyms<'a> {
     }
 
     fn mark_names(&self) -> Vec<u32> {
+        self.markers().unwrap_or_else(|| self.count_names())
+    }
+
+    /// Finds `kallsyms_markers`, which VMCOREINFO does not name: 32-bit offsets that follow the
+    /// names, aligned, before the next table (scripts/kallsyms.c, 4.20 on). They are looked for
+    /// from the end by their shape: a zero, then offsets each some 256 names further on.
+    fn markers(&self) -> Option<Vec<u32>> {
+        const ALIGN: usize = 4;
+        let names = &self.tables.names;
+        let count = self.len().div_ceil(STRIDE);
+        if count < 2 {
+            return None;
+        }
+        let last = names.len().checked_sub(count * 4)?;
+        let mark = |at: usize, index: usize| bytes::u32_at(names, at + index * 4);
+        let plausible = |&at: &usize| {
+            let ascends = |index: usize| {
+                let step = mark(at, index)?.checked_sub(mark(at, index - 1)?)? as usize;
+                Some((STRIDE * 2..=STRIDE * 128).contains(&step))
+            };
+            // Damage may have hit the markers too: most of them must make sense.
+            let good = || (1..count).filter(|&index| ascends(index) == Some(true)).count();
+            let begins = mark(at, 0) == Some(0) && (1..count.min(4)).any(|it| ascends(it) == Some(true));
+            begins && good() >= count - 1 - count / 8
+        };
+        let at = (0..=last / ALIGN).rev().map(|step| step * ALIGN).find(plausible)?;
+        (0..count).map(|index| mark(at, index)).collect()
+    }
+
+    fn count_names(&self) -> Vec<u32> {
         let mut marks = Vec::with_capacity(self.len().div_ceil(STRIDE).min(1 << 20));
         let mut at = 0;
         for index in 0..self.len() {
@@ -281,6 +319,25 @@ mod tests {
     #[test]
     fn long_names_have_two_length_bytes() {
         assert_eq!(relative().name(3), Some(('T', "x".repeat(129))));
+    }
+
+    #[test]
+    fn names_behind_damage_are_found_by_the_markers() {
+        // Three blocks of names "Ta", each two tokens long; the markers follow.
+        let mut tables = tables(Encoding::BaseRelative(BASE), vec![0; 4 * 3 * STRIDE]);
+        let mut names = [2, b'T', b'a'].repeat(3 * STRIDE);
+        names.truncate(names.len() - 3);
+        names.extend_from_slice(&[2, b'T', b'z', 0]);
+        names.resize(names.len().next_multiple_of(8), 0);
+        for block in 0..3u32 {
+            names.extend_from_slice(&(block * 3 * STRIDE as u32).to_le_bytes());
+        }
+        names[30] = 0x7f;
+        tables.names = names.into();
+        tables.count = 3 * STRIDE;
+        let symbols = Kallsyms::new(tables).unwrap();
+        assert_eq!(symbols.name(STRIDE), Some(('T', "a".to_owned())));
+        assert!(symbols.find(&["z"]).contains_key("z"));
     }
 
     #[test]

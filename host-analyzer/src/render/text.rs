@@ -55,10 +55,28 @@ pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) ->
     if let Some(panic) = panic {
         writeln!(out, "PANIC: \"{panic}\"")?;
     }
-    for (number, row) in trace.rows.iter().enumerate() {
+    frames(&trace.rows, &trace.end, out)
+}
+
+/// The backtrace of a CPU whose task is not known, only the registers that it saved.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn note_backtrace(
+    pid: u32,
+    rows: &[Row],
+    end: &End,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    writeln!(out, "PID: {pid:<6}  (by the registers in the dump's notes)")?;
+    frames(rows, end, out)
+}
+
+fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
+    for (number, row) in rows.iter().enumerate() {
         frame(number, row, out)?;
     }
-    match &trace.end {
+    match end {
         End::UserMode(frame) => registers(frame, out),
         End::KernelThread => Ok(()),
         End::Stuck(why) => Ok(writeln!(out, "    (no further: {why})")?),
