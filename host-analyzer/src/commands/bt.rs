@@ -173,7 +173,8 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
-        let running_on = self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
+        let running_on =
+            self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
         let stacks = self.linux.stacks(&task, running_on.unwrap_or(task.cpu));
         let trace = self.unwind(&task, running_on, &stacks);
         let rows = self.rows(trace.frames, &stacks);

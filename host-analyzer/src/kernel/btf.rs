@@ -169,10 +169,9 @@ impl<'a> Btf<'a> {
             let outer = Field { offset: bits as usize / 8, bit: bits % 8, kind };
             let found = match self.text(name_at) {
                 Some(text) if text == name.as_bytes() => Some(outer),
-                Some(b"") => self.direct_member(kind, name, depth + 1).map(|inner| Field {
-                    offset: outer.offset + inner.offset,
-                    ..inner
-                }),
+                Some(b"") => self
+                    .direct_member(kind, name, depth + 1)
+                    .map(|inner| Field { offset: outer.offset + inner.offset, ..inner }),
                 _ => None,
             };
             if found.is_some() {
@@ -221,11 +220,9 @@ impl<'a> Btf<'a> {
         for _ in 0..MAX_DEPTH {
             let record = self.record(id)?;
             match record.kind {
-                kind::TYPEDEF
-                | kind::VOLATILE
-                | kind::CONST
-                | kind::RESTRICT
-                | kind::TYPE_TAG => id = TypeId(record.size_or_type),
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = TypeId(record.size_or_type)
+                }
                 _ => return Some(record),
             }
         }

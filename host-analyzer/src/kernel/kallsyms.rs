@@ -206,7 +206,8 @@ impl<'a> Kallsyms<'a> {
             };
             // Damage may have hit the markers too: most of them must make sense.
             let good = || (1..count).filter(|&index| ascends(index) == Some(true)).count();
-            let begins = mark(at, 0) == Some(0) && (1..count.min(4)).any(|it| ascends(it) == Some(true));
+            let begins =
+                mark(at, 0) == Some(0) && (1..count.min(4)).any(|it| ascends(it) == Some(true));
             begins && good() >= count - 1 - count / 8
         };
         let at = (0..=last / ALIGN).rev().map(|step| step * ALIGN).find(plausible)?;
@@ -356,7 +357,8 @@ mod tests {
         for (encoding, addresses) in encodings {
             assert!(holds(&addresses, encoding, 4, VirtAddr(BASE + 0x40)), "{encoding:?}");
             let symbols = Kallsyms::new(tables(encoding, addresses)).unwrap();
-            let all: Vec<_> = (0..4).map(|index| symbols.address(index).unwrap().0 - BASE).collect();
+            let all: Vec<_> =
+                (0..4).map(|index| symbols.address(index).unwrap().0 - BASE).collect();
             assert_eq!(all, [0, 0x10, 0x10, 0x40], "{encoding:?}");
         }
     }

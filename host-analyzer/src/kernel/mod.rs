@@ -234,7 +234,8 @@ impl<'d> Kernel<'d> {
     /// First and last address of the kernel's image.
     fn image(&self) -> Result<(VirtAddr, VirtAddr), Error> {
         get_or_try(&self.image, || {
-            let start = self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
+            let start =
+                self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
             let end = self.need_symbol("_end", "the kernel's image cannot be told from modules")?;
             Ok((start, end))
         })

@@ -95,10 +95,7 @@ impl Log {
     ///
     /// # Errors
     /// See [`Log::read`].
-    pub fn from_memory(
-        info: &Vmcoreinfo<'_>,
-        memory: &VirtualMemory<'_>,
-    ) -> Result<Log, Error> {
+    pub fn from_memory(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'_>) -> Result<Log, Error> {
         let ring = Ring::open(info, memory)?;
         let mut log = Log::default();
         let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
@@ -154,7 +151,9 @@ impl<'a> Ring<'a> {
         let text = data.offset(info.need_offset("prb_data_ring.data")? as u64);
         let text = memory.pointer(text).reading("the log's text")?;
         Ok(Ring {
-            descriptors: memory.bytes(descriptors, count as usize * layout.desc_size).reading(what)?,
+            descriptors: memory
+                .bytes(descriptors, count as usize * layout.desc_size)
+                .reading(what)?,
             infos: memory.bytes(infos, count as usize * layout.info_size).reading(what)?,
             text: memory.bytes(text, 1 << size_bits).reading("the log's text")?,
             tail: memory.u64(desc_member("tail_id")?).reading(what)? & ID_MASK,

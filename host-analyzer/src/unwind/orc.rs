@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
+use crate::VirtAddr;
 use crate::bytes;
 use crate::kernel::btf::Btf;
-use crate::VirtAddr;
 
 /// Size of an entry.
 pub const ENTRY: usize = 6;
