@@ -97,10 +97,23 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
 }
 
 fn crashed(tracer: &Tracer<'_, '_>, out: &mut dyn Write) -> Result<(), Error> {
-    let cpu = tracer.linux.crashed_cpu()?;
-    let trace = tracer.trace(tracer.linux.current(cpu)?);
-    let panic = Log::read(tracer.linux.kernel()).ok().and_then(|log| log.panic_line());
-    text::backtrace(&trace, panic.as_deref(), out)
+    let kernel = tracer.linux.kernel();
+    let panic = Log::read(kernel).ok().and_then(|log| log.panic_line());
+    let cpu = tracer.linux.crashed_cpu();
+    match cpu.and_then(|cpu| tracer.linux.current(cpu)) {
+        Ok(task) => text::backtrace(&tracer.trace(task), panic.as_deref(), out),
+        // The task is lost; what the CPUs saved may still tell the story.
+        Err(error) if kernel.notes().prstatus.is_empty() => Err(error),
+        Err(error) => {
+            text::problems(&[format!("the task that crashed: {error}")], out)?;
+            for note in &kernel.notes().prstatus {
+                let trace = tracer.unwinder.unwind(Start::Registers(note.registers), &[]);
+                let rows = tracer.rows(trace.frames, &[]);
+                text::note_backtrace(note.pid, &rows, &trace.end, out)?;
+            }
+            Ok(())
+        }
+    }
 }
 
 fn chosen(
@@ -160,7 +173,8 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
-        let running_on = self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
+        let running_on =
+            self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
         let stacks = self.linux.stacks(&task, running_on.unwrap_or(task.cpu));
         let trace = self.unwind(&task, running_on, &stacks);
         let rows = self.rows(trace.frames, &stacks);

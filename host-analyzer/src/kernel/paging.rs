@@ -61,7 +61,8 @@ impl X86PageTables {
     /// # Errors
     /// [`Error::VmcoreinfoKey`] when SYMBOL(swapper_pg_dir) is missing.
     pub fn from_vmcoreinfo(info: &Vmcoreinfo<'_>) -> Result<X86PageTables, Error> {
-        let top = info.symbol("init_top_pgt").map_or_else(|| info.need_symbol("swapper_pg_dir"), Ok)?;
+        let top =
+            info.symbol("init_top_pgt").map_or_else(|| info.need_symbol("swapper_pg_dir"), Ok)?;
         let phys_base = info.number("phys_base").unwrap_or(0) as u64;
         let encryption = info.number("sme_mask").unwrap_or(0) as u64;
         let levels = if info.number("pgtable_l5_enabled") == Some(1) { 5 } else { 4 };

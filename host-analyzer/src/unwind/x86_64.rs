@@ -375,7 +375,8 @@ impl X86Unwinder<'_, '_> {
             let place = position(stacks, state.sp);
             let mut frame = frame_of(&state, exception.take());
             let step = self.step(&state, &mut frame);
-            let blind = frame.caller != CallerBy::Tables && self.linux.place(frame.lookup_pc()).is_none();
+            let blind =
+                frame.caller != CallerBy::Tables && self.linux.place(frame.lookup_pc()).is_none();
             frames.push(frame);
             let (next, from) = match step {
                 Ok(Step::To(next, from)) => (next, from),
