@@ -74,15 +74,19 @@ impl<'a> CrcTable<'a> {
 
     /// Ends the core. Returns the last block of the table with its index, unless that is the first.
     pub fn finish(&mut self) -> Option<(u64, &TableBlock)> {
-        if self.in_chunk > 0 {
+        let ended_here = self.in_chunk > 0;
+        if ended_here {
             self.end_chunk();
         }
-        let (block, word) = self.position();
-        if word == 0 || block == 0 {
-            return None;
+        match self.position() {
+            // The block was filled by the chunk that just ended, and not given away yet.
+            (block, 0) if ended_here && block > 1 => Some((block - 1, &self.blocks.current)),
+            (_, 0) | (0, _) => None,
+            (block, word) => {
+                self.blocks.current[word * 4..].fill(0);
+                Some((block, &self.blocks.current))
+            }
         }
-        self.blocks.current[word * 4..].fill(0);
-        Some((block, &self.blocks.current))
     }
 
     /// The block and the word in it where the next checksum goes.
@@ -202,16 +206,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn table_of_more_than_one_block_is_given_away_in_order() {
+    /// Builds the table of a core of `whole` chunks and `odd` bytes; checks that its blocks come
+    /// once each, in order, and hold what they should.
+    fn assert_long_table(whole: u64, odd: usize) {
         let mut memory = TableBlocks::new();
         let mut table = CrcTable::new(&mut memory);
         let mut chunk = core(CRC_CHUNK as usize);
         let (mut words, mut blocks) = (Vec::new(), Vec::new());
-        for index in 0..2054u64 {
+        for index in 0..whole + u64::from(odd > 0) {
             chunk[..8].copy_from_slice(&index.to_le_bytes());
-            words.extend_from_slice(&format::crc32(&chunk).to_le_bytes());
-            if let Some((index, block)) = table.add(&chunk) {
+            let bytes = if index == whole { &chunk[..odd] } else { &chunk[..] };
+            words.extend_from_slice(&format::crc32(bytes).to_le_bytes());
+            if let Some((index, block)) = table.add(bytes) {
                 blocks.push((index, *block));
             }
         }
@@ -219,10 +225,27 @@ mod tests {
             blocks.push((index, *block));
         }
         let (first, crc) = table.first_block();
-        assert_eq!(blocks.iter().map(|block| block.0).collect::<Vec<_>>(), [1, 2]);
-        let written = [&first[..], &blocks[0].1, &blocks[1].1[..6 * 4]].concat();
-        assert!(written == words);
+        let mut written = first.to_vec();
+        for (number, (index, block)) in blocks.iter().enumerate() {
+            assert_eq!(*index, number as u64 + 1);
+            written.extend_from_slice(block);
+        }
+        assert!(written.len() < words.len() + BLOCK as usize, "a block too many");
+        assert!(written[..words.len()] == words, "{whole} chunks and {odd} bytes");
         assert_eq!(crc, format::crc32(&words));
+    }
+
+    #[test]
+    fn table_of_more_than_one_block_is_given_away_in_order() {
+        assert_long_table(2054, 4096);
+    }
+
+    #[test]
+    fn core_that_ends_where_a_block_of_the_table_ends_is_written_whole() {
+        for blocks in [1, 2] {
+            assert_long_table(blocks * WORDS as u64, 0);
+            assert_long_table(blocks * WORDS as u64 - 1, 4096);
+        }
     }
 
     #[test]

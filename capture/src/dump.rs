@@ -166,7 +166,7 @@ pub fn write(
     };
     let mut trailer = Trailer {
         state: State::Writing,
-        sequence: area.trailer.sequence + 1,
+        sequence: area.trailer.sequence.wrapping_add(1),
         ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
     };
     let written = writer.write_all(&mut trailer, source, payload, blocks);

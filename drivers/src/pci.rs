@@ -212,6 +212,9 @@ pub fn map_bar(
     size: u64,
 ) -> Option<Mmio> {
     let base = memory_bar(config, at, index)?;
+    if !offset.is_multiple_of(4) {
+        return None;
+    }
     physical.map_device(PhysAddr(base.0.checked_add(offset)?), size)
 }
 

@@ -3,7 +3,7 @@
 use uart_16550::backend::Backend;
 use uart_16550::spec::FIFO_SIZE;
 use uart_16550::spec::registers::LSR;
-use uart_16550::{BaudRate, Config, Uart16550};
+use uart_16550::{BaudRate, Config, InitError, Uart16550};
 
 use crate::clock::{Clock, Deadline};
 
@@ -29,7 +29,8 @@ impl<B: Backend> SerialPort<B> {
             let empty = Deadline::after_us(clock, SEND_US)
                 .poll(clock, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY).then_some(()));
             let config = Config { baud_rate: BaudRate::from_integer(baud), ..Config::DEFAULT };
-            alive = empty.is_ok() && uart.init(config).is_ok();
+            // A speed that the port cannot have leaves it as it was.
+            alive = empty.is_ok() && !matches!(uart.init(config), Err(InitError::DeviceNotPresent));
         }
         let depth = if uart.isr().fifo_enabled() { FIFO_SIZE } else { 1 };
         SerialPort { uart, alive, depth }
@@ -125,6 +126,14 @@ mod tests {
         port.send(&clock, b"listens");
         assert!(clock.now_us() < after_first + 100);
         assert!(sent.borrow().is_empty());
+    }
+
+    #[test]
+    fn speed_that_the_port_cannot_have_leaves_it_as_it_was() {
+        let sent = RefCell::default();
+        let (mut port, clock) = port(&sent, false, Some(12_345));
+        port.send(&clock, b"still here");
+        assert_eq!(*sent.borrow(), b"still here");
     }
 
     #[test]

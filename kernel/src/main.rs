@@ -50,7 +50,7 @@ static ACPI: Once<Acpi> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
-    let options = Options::parse(boot.command_line());
+    let options = Options::parse(&boot.command_line);
     console::open(options.console);
     say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
     if let Some(word) = options.refused {

@@ -90,7 +90,7 @@ fn try_disk(
     at: Function,
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
-    let Some(transport) = PciTransport::open(config, machine.memory, at) else {
+    let Some(transport) = PciTransport::open(config, machine.memory, &PayloadClock, at) else {
         say!("disk {at}: its virtio registers cannot be reached");
         return Err(Failure::NoArea);
     };

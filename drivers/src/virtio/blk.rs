@@ -7,9 +7,7 @@ use crate::block::{BlockDevice, BlockError, Lba};
 use crate::clock::{Clock, Deadline};
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::virtio::queue::{Buffer, MAX_SLOTS, Queue};
-use crate::virtio::{
-    FEATURE_ACCESS_PLATFORM, FEATURE_VERSION_1, OpenError, Transport, negotiate, reset, status,
-};
+use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, negotiate, reset, status};
 
 /// Feature bits (section 5.2.3).
 mod feature {
@@ -89,8 +87,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
             | feature::READ_ONLY
             | feature::BLK_SIZE
             | feature::FLUSH
-            | FEATURE_VERSION_1
-            | FEATURE_ACCESS_PLATFORM;
+            | FEATURE_VERSION_1;
         let features = negotiate(&transport, clock, wanted)?;
         let limits = Limits::read(&transport, features)?;
 

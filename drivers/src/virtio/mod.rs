@@ -25,8 +25,6 @@ pub mod status {
 
 /// The device follows version 1 (section 6).
 pub const FEATURE_VERSION_1: u64 = 1 << 32;
-/// Addresses go through the platform's translation, where there is one (section 6).
-pub const FEATURE_ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// Longest wait for a device to finish its reset. Nothing in the specification bounds it; QEMU and
 /// real devices take microseconds.
@@ -63,7 +61,7 @@ pub trait Transport {
     /// Sets queue `index` up without interrupts, and enables it.
     fn enable_queue(&self, index: u16, size: u16, addresses: QueueAddresses);
 
-    /// Tells the device that queue `index` has something new.
+    /// Tells the device that queue `index`, which was enabled last, has something new.
     fn notify(&self, index: u16);
 
     /// Reads four bytes of the device-specific configuration.
@@ -75,7 +73,9 @@ pub trait Transport {
 pub enum OpenError {
     /// It did not finish its reset, or is gone.
     Reset,
-    /// It does not follow version 1 of the specification, or lacks a feature that is needed.
+    /// It does not follow version 1 of the specification, or insists on a feature that this driver
+    /// does not take: VIRTIO_F_ACCESS_PLATFORM, with which an IOMMU that still translates for the
+    /// dead kernel would send our addresses elsewhere.
     Features,
     /// Its queue is missing or too small.
     Queue,
@@ -91,7 +91,7 @@ impl core::fmt::Display for OpenError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
             OpenError::Reset => "does not reset",
-            OpenError::Features => "does not speak virtio 1",
+            OpenError::Features => "does not speak virtio 1, or only through an IOMMU",
             OpenError::Queue => "has no usable queue",
             OpenError::Config => "has an impossible configuration",
             OpenError::ReadOnly => "is read-only",

@@ -1,8 +1,11 @@
 //! virtio over PCI (section 4.1), with registers found through vendor capabilities.
 
+use core::cell::Cell;
+
+use crate::clock::Clock;
 use crate::mmio::{Mmio, Registers};
 use crate::pci::{self, ConfigSpace, Function};
-use crate::virtio::{QueueAddresses, Transport};
+use crate::virtio::{self, QueueAddresses, Transport};
 use crate::{PhysAddr, Physical};
 
 const VENDOR: u16 = 0x1af4;
@@ -56,6 +59,8 @@ pub struct PciTransport<R> {
     common: R,
     notify: R,
     notify_multiplier: u32,
+    /// Where the queue that was enabled has its notification register; there is one queue.
+    notify_at: Cell<u64>,
     device: R,
 }
 
@@ -68,11 +73,13 @@ struct Place {
 }
 
 impl PciTransport<Mmio> {
-    /// Finds and maps the registers of the function at `at`, and lets it be bus master. `None` when
-    /// it does not have them all: a legacy device, or one with unassigned BARs.
+    /// Finds and maps the registers of the function at `at`, resets it, and only then lets it be
+    /// bus master: it may still hold the dead kernel's queues. `None` when it does not have all
+    /// registers (a legacy device, or one with unassigned BARs), or does not reset.
     pub fn open(
         config: &dyn ConfigSpace,
         physical: &dyn Physical,
+        clock: &dyn Clock,
         at: Function,
     ) -> Option<PciTransport<Mmio>> {
         let map = |structure, least: u64, most: u64| {
@@ -84,13 +91,16 @@ impl PciTransport<Mmio> {
             let registers = pci::map_bar(config, physical, at, place.bar, place.offset, size)?;
             Some((registers, place))
         };
-        // Memory decoding may be off when the BARs are mapped, but not when they are read.
-        pci::enable(config, at, true);
+        pci::enable(config, at, false);
         let (common, _) = map(Structure::Common, common::SIZE, common::SIZE)?;
         let (notify, place) = map(Structure::Notify, 2, MAX_NOTIFY)?;
         let (device, _) = map(Structure::Device, 8, DEVICE_CONFIG_SIZE)?;
         let notify_multiplier = config.read(at, place.capability + 16);
-        Some(PciTransport { common, notify, notify_multiplier, device })
+        let notify_at = Cell::new(0);
+        let transport = PciTransport { common, notify, notify_multiplier, notify_at, device };
+        virtio::reset(&transport, clock).ok()?;
+        pci::enable(config, at, true);
+        Some(transport)
     }
 }
 
@@ -146,14 +156,13 @@ impl<R: Registers> Transport for PciTransport<R> {
         write_address(common::QUEUE_DESC, addresses.descriptors);
         write_address(common::QUEUE_DRIVER, addresses.available);
         write_address(common::QUEUE_DEVICE, addresses.used);
+        let notify = u64::from(self.common.read16(common::QUEUE_NOTIFY_OFF));
+        self.notify_at.set(notify * u64::from(self.notify_multiplier));
         self.common.write16(common::QUEUE_ENABLE, 1);
     }
 
     fn notify(&self, index: u16) {
-        self.common.write16(common::QUEUE_SELECT, index);
-        let offset = self.common.read16(common::QUEUE_NOTIFY_OFF);
-        let register = u64::from(offset) * u64::from(self.notify_multiplier);
-        self.notify.write16(register, index);
+        self.notify.write16(self.notify_at.get(), index);
     }
 
     fn config32(&self, offset: u64) -> u32 {
@@ -231,6 +240,7 @@ mod tests {
             common: Memory::default(),
             notify: Memory::default(),
             notify_multiplier: 4,
+            notify_at: Cell::new(0),
             device: Memory::default(),
         };
         let addresses = QueueAddresses {
@@ -238,13 +248,13 @@ mod tests {
             available: PhysAddr(0x1000),
             used: PhysAddr(0x2000),
         };
+        transport.common.set(0x1e, 3);
         transport.enable_queue(0, 128, addresses);
         assert_eq!(transport.common.get(0x20), 0x2345_6000);
         assert_eq!(transport.common.get(0x24), 1);
         assert_eq!(transport.common.get(0x1a), 0xffff);
         assert_eq!(transport.common.1.borrow().last(), Some(&(0x1c, 1)));
 
-        transport.common.set(0x1e, 3);
         transport.notify(0);
         assert_eq!(*transport.notify.1.borrow(), [(12, 0)]);
         transport.set_status(status::DRIVER);

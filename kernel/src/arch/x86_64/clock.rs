@@ -12,6 +12,9 @@ static START: AtomicU64 = AtomicU64::new(0);
 /// Ports are read at most this often while the counter is measured: about a second.
 const MAX_READS: u32 = 1_000_000;
 
+/// Rates that a processor can have; with any other every deadline would be wrong.
+const POSSIBLE: core::ops::Range<u64> = 100_000_000..10_000_000_000;
+
 /// Length of a measurement in PM timer ticks and in PIT ticks: ten milliseconds each.
 const PM_TICKS: u32 = (PM_TIMER_HZ / 100) as u32;
 const PIT_HZ: u64 = 1_193_182;
@@ -41,6 +44,7 @@ pub fn ticks_per_second(acpi: &Acpi) -> Option<u64> {
         .or_else(told_by_hypervisor)
         .or_else(|| measure_with_pm_timer(acpi.pm_timer?))
         .or_else(measure_with_pit)
+        .filter(|rate| POSSIBLE.contains(rate))
 }
 
 /// CPUID 15h: crystal frequency and the ratio to it (Intel SDM 2A, CPUID).

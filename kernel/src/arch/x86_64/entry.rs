@@ -6,7 +6,7 @@ use core::cell::UnsafeCell;
 
 use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
-use heapless::Vec;
+use heapless::String;
 
 use crate::arch::{clock, trap};
 use crate::boot::BootInfo;
@@ -97,11 +97,12 @@ unsafe fn boot_info(boot_params: u64) -> BootInfo {
 
     let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR));
     let text = high << 32 | u64::from(read32(boot_params::CMD_LINE_PTR));
-    let mut command_line = Vec::new();
+    let mut command_line = String::new();
     for offset in 0..if text == 0 { 0 } else { MAX_COMMAND_LINE as u64 } {
         // SAFETY: the command line lies in the crash region, is mapped, and ends with a zero.
         let byte = unsafe { ((text + offset) as *const u8).read() };
-        if byte == 0 || command_line.push(byte).is_err() {
+        let character = if byte.is_ascii() { char::from(byte) } else { '?' };
+        if byte == 0 || command_line.push(character).is_err() {
             break;
         }
     }
