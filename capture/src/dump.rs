@@ -221,12 +221,16 @@ impl Writer<'_> {
         self.disk.flush()?;
 
         let done_us = self.machine.now_us();
-        self.complete_head(&record, done_us, buffers)?;
+        let complete = !source.old.truncated;
+        self.finish_head(&record, complete, done_us, buffers)?;
         let (first_block, table_crc) = self.crc.first_block();
         self.disk.write(self.start + self.layout.crc_table, first_block)?;
         self.disk.flush()?;
 
-        trailer.state = State::Complete;
+        (trailer.state, trailer.reason) = match complete {
+            true => (State::Complete, Reason::None),
+            false => (State::Incomplete, Reason::TooManyRanges),
+        };
         trailer.core_size = self.core.size;
         trailer.crc_count = self.crc.chunks();
         trailer.crc_table_crc = table_crc;
@@ -299,15 +303,16 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes the head's two blocks again, now that the dump is complete.
-    fn complete_head(
+    /// Writes the head's two blocks again, now that everything else is on the disk.
+    fn finish_head(
         &mut self,
         record: &Record,
+        complete: bool,
         done_us: u64,
         buffers: &mut Blocks,
     ) -> Result<(), DiskError> {
         let record = Record {
-            complete: 1.into(),
+            complete: u32::from(complete).into(),
             last_block_us: done_us.into(),
             pages_read: self.pages_read.into(),
             pages_unreadable: self.pages_unreadable.into(),
@@ -322,7 +327,9 @@ impl Writer<'_> {
             self.replace(record_at / BLOCK * BLOCK, &buffers.record, page)?;
             *page = buffers.first;
         }
-        page[E_FLAGS..E_FLAGS + 4].fill(0);
+        if complete {
+            page[E_FLAGS..E_FLAGS + 4].fill(0);
+        }
         self.replace(0, &buffers.first, page)
     }
 

@@ -50,6 +50,15 @@ struct Dumped {
 
 /// Dumps the machine to a fresh area; `spoil` may break machine and disk before.
 fn dump(area_size: u64, spoil: impl Fn(&mut FakeMachine, &mut FakeDisk<'_>)) -> Dumped {
+    dump_with(area_size, spoil, |_| {})
+}
+
+/// Likewise; `change` changes what is believed of the old memory.
+fn dump_with(
+    area_size: u64,
+    spoil: impl Fn(&mut FakeMachine, &mut FakeDisk<'_>),
+    change: impl Fn(&mut OldMemory),
+) -> Dumped {
     let (old_machine, mut machine) = (machine(), machine());
     let mut disk = FakeDisk::new(area_size, &old_machine);
     let at = area_size as usize - PAGE;
@@ -60,6 +69,7 @@ fn dump(area_size: u64, spoil: impl Fn(&mut FakeMachine, &mut FakeDisk<'_>)) -> 
     let mut old = OldMemory::new();
     let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
+    change(&mut old);
     let area = find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();
     let source = Source { headers: &headers, old: &old };
     let payload = Payload { version: "tinykdump test", memory_used: 12345 };
@@ -179,6 +189,16 @@ fn unreadable_pages_are_zeros_and_counted_and_the_dump_goes_on() {
     assert!(high[0x10_1000..0x10_2000].iter().all(|&byte| byte == 0));
     assert!(high[0x10_2000..0x10_3000] == *machine().bytes(0x20_2000, 4096).unwrap());
     assert!(dumped.said.iter().any(|line| line.contains("0x201000 cannot be read")));
+    dumped.assert_checksums(&complete);
+}
+
+#[test]
+fn dump_without_all_ranges_says_so_everywhere() {
+    let dumped = dump_with(AREA, |_, _| {}, |old| old.truncated = true);
+    let complete = dumped.result.unwrap();
+    let trailer = dumped.trailer().unwrap();
+    assert_eq!((trailer.state, trailer.reason), (State::Incomplete, Reason::TooManyRanges));
+    assert_eq!((dumped.bytes[E_FLAGS], dumped.record().complete.get()), (1, 0));
     dumped.assert_checksums(&complete);
 }
 

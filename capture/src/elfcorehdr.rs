@@ -22,6 +22,11 @@ pub const MAX_HEADERS: u64 = 65_536;
 /// Most bytes of one PT_NOTE that are read: a per-CPU buffer is below 1 KiB, VMCOREINFO below 4 KiB.
 pub const MAX_NOTE_BYTES: usize = 8 * 1024;
 
+/// Program headers that are named on the console when they are dropped; a slow line would take
+/// hours for those of a hostile `elfcorehdr`.
+const NAMED_HEADERS: u64 = 8;
+const FIRST_UNNAMED: u64 = NAMED_HEADERS + 1;
+
 /// Why there is nothing that could be dumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -41,6 +46,8 @@ pub enum Error {
     TooManyHeaders(u64),
     /// No memory is left after everything impossible was dropped.
     NoMemory,
+    /// The dead kernel encrypted its memory (AMD SME), which this payload cannot read.
+    Encrypted,
 }
 
 impl fmt::Display for Error {
@@ -61,6 +68,9 @@ impl fmt::Display for Error {
                 )
             }
             Error::NoMemory => f.write_str("elfcorehdr describes no memory that could be dumped"),
+            Error::Encrypted => f.write_str(
+                "memory is encrypted (SME), which this payload cannot read: boot with mem_encrypt=off",
+            ),
         }
     }
 }
@@ -159,8 +169,11 @@ impl Elfcorehdr {
                 old.vmcoreinfo.set(note.desc);
             }
         });
+        if old.vmcoreinfo.number("sme_mask").is_some_and(|mask| mask != 0) {
+            return Err(Error::Encrypted);
+        }
         self.each_load(machine, &mut |machine, index, load| {
-            if load.virt < X86_64_IMAGE_BASE {
+            if self.image_address(load, old).is_none() {
                 let range = Range {
                     source: OldPhys(load.offset),
                     phys: load.phys,
@@ -174,9 +187,8 @@ impl Elfcorehdr {
             return Err(Error::NoMemory);
         }
         self.each_load(machine, &mut |machine, index, load| {
-            if load.virt >= X86_64_IMAGE_BASE {
-                let claim =
-                    ImageMapping { virt: load.virt, phys: load.offset, size: load.file_size };
+            if let Some(virt) = self.image_address(load, old) {
+                let claim = ImageMapping { virt, phys: load.offset, size: load.file_size };
                 drop_if_refused(machine, old, index, load, |old| old.add_image(claim));
             }
         });
@@ -193,6 +205,24 @@ impl Elfcorehdr {
             }
         }
         Ok(())
+    }
+
+    /// The virtual address of the kernel image, if that is what the header maps and not memory.
+    ///
+    /// ELF32 headers of a 64-bit kernel hold the lower half of their virtual addresses only. The
+    /// image runs in the topmost 2 GiB, so its address is sign-extended; but with KASLR the direct
+    /// map can have such a lower half as well, so VMCOREINFO decides where there is one.
+    fn image_address(&self, load: &ProgramHeader, old: &OldMemory) -> Option<u64> {
+        if self.wide {
+            return (load.virt >= X86_64_IMAGE_BASE).then_some(load.virt);
+        }
+        let virt = X86_64_IMAGE_BASE | load.virt;
+        let in_upper_half = load.virt >= X86_64_IMAGE_BASE & u64::from(u32::MAX);
+        let is_image = match old.image_phys(virt) {
+            Some(phys) => phys == load.offset,
+            None => load.virt != load.phys,
+        };
+        (in_upper_half && is_image).then_some(virt)
     }
 
     /// Calls `each` with every note that a CPU or the kernel left, in the order of the headers.
@@ -255,23 +285,12 @@ impl Elfcorehdr {
             ProgramHeader {
                 kind: raw.p_type,
                 offset: raw.p_offset.into(),
-                virt: widen(raw.p_vaddr, raw.p_paddr),
+                virt: raw.p_vaddr.into(),
                 phys: raw.p_paddr.into(),
                 file_size: raw.p_filesz.into(),
                 memory_size: raw.p_memsz.into(),
             }
         })
-    }
-}
-
-/// The virtual address that ELF32 headers of a 64-bit kernel cut to 32 bits. The kernel image runs
-/// in the topmost 2 GiB, so its address is sign-extended; of a direct-map address only the physical
-/// part is left, and that is kept.
-fn widen(virt: u32, phys: u32) -> u64 {
-    if virt >= X86_64_IMAGE_BASE as u32 && virt != phys {
-        X86_64_IMAGE_BASE | u64::from(virt)
-    } else {
-        virt.into()
     }
 }
 
@@ -339,10 +358,14 @@ fn drop_if_refused(
     }
     if let Err(why) = add(old) {
         old.dropped += 1;
-        machine.say(format_args!(
-            "program header {index} dropped (address {:#x}, physical {:#x}, size {:#x}): {why}",
-            load.virt, load.offset, load.file_size
-        ));
+        match old.dropped {
+            0..=NAMED_HEADERS => machine.say(format_args!(
+                "program header {index} dropped (address {:#x}, physical {:#x}, size {:#x}): {why}",
+                load.virt, load.offset, load.file_size
+            )),
+            FIRST_UNNAMED => machine.say(format_args!("more program headers dropped, not named")),
+            _ => {}
+        }
     }
 }
 

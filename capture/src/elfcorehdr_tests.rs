@@ -153,26 +153,57 @@ fn extended_number_of_headers_is_read_and_bounded() {
 }
 
 #[test]
-fn headers_of_32_bits_are_read_as_well() {
+fn flood_of_impossible_headers_does_not_flood_the_console() {
+    let mut claims = usual();
+    claims.extend([(LOAD, LIMIT, DIRECT_MAP, LIMIT, 0x1000); 3000]);
+    let mut machine = machine(&claims);
+    let old = collect(&mut machine).unwrap();
+    assert_eq!((old.dropped, old.ranges().len(), machine.said.len()), (3000, 2, 9));
+}
+
+#[test]
+fn encrypted_memory_is_refused() {
+    let mut machine = machine(&usual());
+    let mut info = note(b"VMCOREINFO", 0, b"NUMBER(sme_mask)=140737488355328\n");
+    info.resize(0x1000, 0);
+    machine.put(0x100_2000, info);
+    assert_eq!(collect(&mut machine).err(), Some(Error::Encrypted));
+}
+
+/// ELF32 headers with one program header for VMCOREINFO, one for the image and one for memory whose
+/// direct-map address has the lower half `memory_virt`.
+fn narrow(memory_virt: u32) -> FakeMachine {
     let mut bytes = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     bytes.extend_from_slice(&[4, 0, 3, 0, 1, 0, 0, 0]);
     for field in [0u32, 52, 0, 0] {
         bytes.extend_from_slice(&field.to_le_bytes());
     }
-    for field in [52u16, 32, 2, 0, 0, 0] {
+    for field in [52u16, 32, 3, 0, 0, 0] {
         bytes.extend_from_slice(&field.to_le_bytes());
     }
-    let image = [1u32, 0x200_0000, 0x8200_0000, 0x200_0000, 0x1000, 0x1000, 7, 0];
-    let memory = [1u32, 0x10_0000, 0x10_0000, 0x10_0000, 0x1ff0_0000, 0x1ff0_0000, 7, 0];
-    for field in image.iter().chain(&memory) {
+    let info = [NOTE, 0x100_2000, 0, 0x100_2000, 0x1000, 0x1000, 0, 0];
+    let image = [LOAD, 0x300_0000, 0x8200_0000, 0x300_0000, 0x1000, 0x1000, 7, 0];
+    let memory = [LOAD, 0x10_0000, memory_virt, 0x10_0000, 0x1ff0_0000, 0x1ff0_0000, 7, 0];
+    for field in info.iter().chain(&image).chain(&memory) {
         bytes.extend_from_slice(&field.to_le_bytes());
     }
     bytes.resize(256, 0);
-    let mut machine = FakeMachine::default();
+    let mut machine = machine(&usual());
+    let mut info = note(b"VMCOREINFO", 0, b"NUMBER(phys_base)=16777216\n");
+    info.resize(0x1000, 0);
+    machine.put(0x100_2000, info);
     machine.put(AT, bytes);
-    let old = collect(&mut machine).unwrap();
-    assert_eq!((old.ranges()[0].phys, old.ranges()[0].size), (0x10_0000, 0x1ff0_0000));
-    assert_eq!((old.image()[0].virt, old.image()[0].size), (0xffff_ffff_8200_0000, 0x1000));
+    machine
+}
+
+#[test]
+fn headers_of_32_bits_are_read_as_well() {
+    // The second is what KASLR can make of the direct map's lower half.
+    for memory_virt in [0x10_0000, 0x8010_0000] {
+        let old = collect(&mut narrow(memory_virt)).unwrap();
+        assert_eq!((old.ranges()[0].phys, old.ranges()[0].size), (0x10_0000, 0x1ff0_0000));
+        assert_eq!((old.image()[0].virt, old.image()[0].size), (0xffff_ffff_8200_0000, 0x1000));
+    }
 }
 
 #[test]

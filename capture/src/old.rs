@@ -9,7 +9,7 @@ use crate::OldPhys;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 /// Most ranges of old memory that are kept, neighbours merged. Machines of today have a few dozen.
-pub const MAX_RANGES: usize = 256;
+pub const MAX_RANGES: usize = 512;
 
 /// Most mappings of the kernel image.
 pub const MAX_IMAGE_MAPPINGS: usize = 8;
@@ -106,6 +106,8 @@ pub struct OldMemory {
     pub vmcoreinfo: Vmcoreinfo,
     /// Number of claims that were not believed.
     pub dropped: u64,
+    /// Whether there were more ranges than are kept: the dump will not be complete.
+    pub truncated: bool,
 }
 
 impl Default for OldMemory {
@@ -123,6 +125,7 @@ impl OldMemory {
             image: Vec::new(),
             vmcoreinfo: Vmcoreinfo::empty(),
             dropped: 0,
+            truncated: false,
         }
     }
 
@@ -170,7 +173,10 @@ impl OldMemory {
                 last.size += range.size;
                 Ok(())
             }
-            _ => self.ranges.push(range).map_err(|_| Refused::TooMany),
+            _ => self.ranges.push(range).map_err(|_| {
+                self.truncated = true;
+                Refused::TooMany
+            }),
         }
     }
 
@@ -202,7 +208,7 @@ impl OldMemory {
 
     /// Where VMCOREINFO says that the kernel image's address `virt` is in physical memory:
     /// `virt - __START_KERNEL_map + phys_base`.
-    fn image_phys(&self, virt: u64) -> Option<u64> {
+    pub(crate) fn image_phys(&self, virt: u64) -> Option<u64> {
         let phys_base = self.vmcoreinfo.number("phys_base")?;
         virt.checked_sub(X86_64_IMAGE_BASE)?.checked_add_signed(phys_base)
     }
@@ -284,7 +290,7 @@ mod tests {
             old.add_range(range(index * 0x2000, 0x1000), LIMIT).unwrap();
         }
         assert_eq!(old.add_range(range(0x1000_0000, 0x1000), LIMIT), Err(Refused::TooMany));
-        assert_eq!(old.ranges().len(), MAX_RANGES);
+        assert_eq!((old.ranges().len(), old.truncated), (MAX_RANGES, true));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::PhysAddr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lba(pub u64);
 
-/// Why a disk did not do what it was asked for. After any but [`BlockError::Range`] the disk does
-/// nothing more: every later call gives the same error.
+/// Why a disk did not do what it was asked for. After [`BlockError::Protocol`] and
+/// [`BlockError::Timeout`] it does nothing more: every later call gives the same error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockError {
     /// It reported an error.

@@ -104,6 +104,8 @@ pub enum Reason {
     DiskError = 1,
     /// The disk did not answer before its deadline.
     DiskTimeout = 2,
+    /// There were more ranges of memory than the payload keeps; those that it kept are all there.
+    TooManyRanges = 3,
     /// A reason that this version of the crate does not know.
     Unknown = u32::MAX,
 }
@@ -116,6 +118,7 @@ impl Reason {
             0 => Reason::None,
             1 => Reason::DiskError,
             2 => Reason::DiskTimeout,
+            3 => Reason::TooManyRanges,
             _ => Reason::Unknown,
         }
     }
@@ -127,6 +130,7 @@ impl Reason {
             Reason::None => "none",
             Reason::DiskError => "the disk reported an error",
             Reason::DiskTimeout => "the disk did not answer in time",
+            Reason::TooManyRanges => "more ranges of memory than the payload keeps",
             Reason::Unknown => "unknown (written by a later version)",
         }
     }

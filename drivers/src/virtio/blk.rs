@@ -114,11 +114,23 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         Err(error)
     }
 
-    /// The first sector of a request for `size` bytes at `at`, if it lies within the disk.
-    fn sector(&self, at: Lba, size: u64) -> Result<u64, BlockError> {
-        if let Some(error) = self.failed {
-            return Err(error);
+    /// Tells what went wrong before. An error that the device itself reported is told once: the
+    /// queue is in order, and the next request may succeed.
+    fn check(&mut self) -> Result<(), BlockError> {
+        match self.failed {
+            None => Ok(()),
+            Some(error) => {
+                if error == BlockError::Device {
+                    self.failed = None;
+                }
+                Err(error)
+            }
         }
+    }
+
+    /// The first sector of a request for `size` bytes at `at`, if it lies within the disk.
+    fn sector(&mut self, at: Lba, size: u64) -> Result<u64, BlockError> {
+        self.check()?;
         let sector = at.0.checked_mul(u64::from(self.block_size) / SECTOR);
         let within = sector.is_some_and(|sector| {
             sector.checked_add(size / SECTOR).is_some_and(|end| end <= self.sectors)
@@ -134,19 +146,22 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         let mut any = false;
         loop {
             match self.memory.queue.finished() {
-                Ok(None) => return Ok(any),
+                Ok(None) => break,
                 Ok(Some(slot)) => {
+                    any = true;
                     self.bounce_of[usize::from(slot)] = None;
                     let status: u8 = self.memory.headers.read(STATUSES + usize::from(slot));
                     match status {
-                        0 => any = true,
+                        0 => {}
                         UNWRITTEN => return self.fail(BlockError::Protocol),
-                        _ => return self.fail(BlockError::Device),
+                        _ => self.failed = Some(BlockError::Device),
                     }
                 }
                 Err(_) => return self.fail(BlockError::Protocol),
             }
         }
+        self.check()?;
+        Ok(any)
     }
 
     /// Waits until `ready` gives a value. The deadline starts anew with every finished request.

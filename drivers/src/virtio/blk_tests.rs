@@ -258,6 +258,18 @@ fn errors_of_posted_writes_are_told_by_the_flush() {
 }
 
 #[test]
+fn disk_that_reported_an_error_takes_further_requests() {
+    let fake = fake(Temper::Failing);
+    let mut blk = VirtioBlk::open(fake.clone(), host_pool(1 << 20), &fake).unwrap();
+    assert_eq!(blk.write(Lba(0), &[0; 512]), Ok(()));
+    assert_eq!(blk.flush(), Err(BlockError::Device));
+    fake.device.borrow_mut().temper = Temper::Good;
+    assert_eq!(blk.write(Lba(0), &[7; 512]), Ok(()));
+    assert_eq!(blk.flush(), Ok(()));
+    assert_eq!(fake.device.borrow().disk[..512], [7; 512]);
+}
+
+#[test]
 fn lies_are_noticed() {
     for temper in [Temper::Lying, Temper::Mute] {
         let fake = fake(temper);
