@@ -73,10 +73,15 @@ pub enum Error {
     #[error("the kernel has no symbol {0}, so {1}")]
     NoSymbol(String, &'static str),
     /// No types.
-    #[error("no type information in the dump: {0}. The kernel must be built with CONFIG_DEBUG_INFO_BTF")]
+    #[error(
+        "no type information: {0}. Give the kernel's vmlinux as second argument if it has BTF \
+             (CONFIG_DEBUG_INFO_BTF)"
+    )]
     NoTypes(String),
     /// A structure or member does not exist in this kernel.
-    #[error("this kernel's types have no {0}; its layout is newer or older than this program knows")]
+    #[error(
+        "this kernel's types have no {0}; its layout is newer or older than this program knows"
+    )]
     NoMember(String),
     /// vmlinux cannot be used.
     #[error("{}: {reason}", path.display())]

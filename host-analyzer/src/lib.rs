@@ -31,6 +31,8 @@ pub mod kernel;
 pub mod linux;
 pub mod render;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod unwind;
 
 pub use address::{PhysAddr, VirtAddr};

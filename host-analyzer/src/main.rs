@@ -90,8 +90,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Bt(args) => {
             let (vmlinux, tasks) = split(&args.rest)?;
-            let options =
-                bt::Options { tasks, all_cpus: args.all_cpus, all_tasks: args.all_tasks };
+            let options = bt::Options { tasks, all_cpus: args.all_cpus, all_tasks: args.all_tasks };
             let files = DumpArgs { dump: args.dump.clone(), vmlinux };
             with_kernel(&files, |kernel| bt::run(kernel, &options, &mut out))?;
         }

@@ -73,8 +73,8 @@ pub struct Row {
     pub place: Option<Place>,
     /// Functions inlined there, innermost first, and the line in each; then the function itself.
     pub source: Vec<SourceFrame>,
-    /// The name of the stack that begins with this frame, unless it is the task's own.
-    pub stack: Option<String>,
+    /// The name of the stack that was left just before this frame, if one was.
+    pub left_stack: Option<String>,
 }
 
 /// Runs the command.
@@ -97,10 +97,23 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
 }
 
 fn crashed(tracer: &Tracer<'_, '_>, out: &mut dyn Write) -> Result<(), Error> {
-    let cpu = tracer.linux.crashed_cpu()?;
-    let trace = tracer.trace(tracer.linux.current(cpu)?);
-    let panic = Log::read(tracer.linux.kernel()).ok().and_then(|log| log.panic_line());
-    text::backtrace(&trace, panic.as_deref(), out)
+    let kernel = tracer.linux.kernel();
+    let panic = Log::read(kernel).ok().and_then(|log| log.panic_line());
+    let cpu = tracer.linux.crashed_cpu();
+    match cpu.and_then(|cpu| tracer.linux.current(cpu)) {
+        Ok(task) => text::backtrace(&tracer.trace(task), panic.as_deref(), out),
+        // The task is lost; what the CPUs saved may still tell the story.
+        Err(error) if kernel.notes().prstatus.is_empty() => Err(error),
+        Err(error) => {
+            text::problems(&[format!("the task that crashed: {error}")], out)?;
+            for note in &kernel.notes().prstatus {
+                let trace = tracer.unwinder.unwind(Start::Registers(note.registers), &[]);
+                let rows = tracer.rows(trace.frames, &[]);
+                text::note_backtrace(note.pid, &rows, &trace.end, out)?;
+            }
+            Ok(())
+        }
+    }
 }
 
 fn chosen(
@@ -160,7 +173,8 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
-        let running_on = self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
+        let running_on =
+            self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
         let stacks = self.linux.stacks(&task, running_on.unwrap_or(task.cpu));
         let trace = self.unwind(&task, running_on, &stacks);
         let rows = self.rows(trace.frames, &stacks);
@@ -188,11 +202,12 @@ impl<'k, 'd> Tracer<'k, 'd> {
                 let offset = place.offset + frame.pc.0.wrapping_sub(lookup.0);
                 Place { offset, ..place }
             });
-            let name = stacks.iter().find(|stack| stack.holds(frame.at)).map(|it| it.name.clone());
-            let stack = name.clone().filter(|name| Some(name) != last.as_ref() && name != "task");
-            last = name;
+            let stack = stacks.iter().find(|stack| stack.holds(frame.at));
+            let changed = last.is_some_and(|last: &Stack| Some(last) != stack);
+            let left_stack = last.filter(|_| changed).map(|last| last.name.clone());
+            last = stack;
             let source = self.linux.kernel().source_frames(lookup);
-            Row { frame, place, source, stack }
+            Row { frame, place, source, left_stack }
         };
         frames.into_iter().map(&mut row).collect()
     }

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
+use crate::Error;
 use crate::kernel::Kernel;
 use crate::linux::Linux;
 use crate::linux::printk::Log;
 use crate::render::text;
 use crate::source::Completeness;
-use crate::Error;
 
 /// Runs the command. A row whose value cannot be read says so.
 ///

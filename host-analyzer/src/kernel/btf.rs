@@ -169,10 +169,9 @@ impl<'a> Btf<'a> {
             let outer = Field { offset: bits as usize / 8, bit: bits % 8, kind };
             let found = match self.text(name_at) {
                 Some(text) if text == name.as_bytes() => Some(outer),
-                Some(b"") => self.direct_member(kind, name, depth + 1).map(|inner| Field {
-                    offset: outer.offset + inner.offset,
-                    ..inner
-                }),
+                Some(b"") => self
+                    .direct_member(kind, name, depth + 1)
+                    .map(|inner| Field { offset: outer.offset + inner.offset, ..inner }),
                 _ => None,
             };
             if found.is_some() {
@@ -221,11 +220,9 @@ impl<'a> Btf<'a> {
         for _ in 0..MAX_DEPTH {
             let record = self.record(id)?;
             match record.kind {
-                kind::TYPEDEF
-                | kind::VOLATILE
-                | kind::CONST
-                | kind::RESTRICT
-                | kind::TYPE_TAG => id = TypeId(record.size_or_type),
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = TypeId(record.size_or_type)
+                }
                 _ => return Some(record),
             }
         }
@@ -269,5 +266,113 @@ impl Record {
             _ => return None,
         };
         Some(RECORD + rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// ```c
+    /// typedef int number;                            // 1 int, 2 number
+    /// struct inner { number low; number wide[3]; };  // 3 array, 4 inner
+    /// union { struct inner in; int other; };         // 5, anonymous
+    /// struct outer { number first; <the union>; unsigned flags:3, signal:1; };  // 6
+    /// ```
+    fn blob() -> Vec<u8> {
+        let strings = b"\0int\0number\0inner\0low\0wide\0in\0other\0outer\0first\0flags\0signal\0";
+        let text = |name: &str| {
+            let needle = format!("\0{name}\0");
+            memchr::memmem::find(strings, needle.as_bytes()).unwrap() as u32 + 1
+        };
+        let info = |kind: u32, length: u32| kind << 24 | length;
+        let words: Vec<u32> = [
+            &[text("int"), info(kind::INT, 0), 4, 32][..],
+            &[text("number"), info(kind::TYPEDEF, 0), 1],
+            &[0, info(kind::ARRAY, 0), 0, 2, 1, 3],
+            &[text("inner"), info(kind::STRUCT, 2), 16],
+            &[text("low"), 2, 0, text("wide"), 3, 32],
+            &[0, info(kind::UNION, 2), 16, text("in"), 4, 0, text("other"), 1, 0],
+            &[text("outer"), 1 << 31 | info(kind::STRUCT, 4), 24],
+            &[text("first"), 2, 0, 0, 5, 32],
+            &[text("flags"), 1, 3 << 24 | 160, text("signal"), 1, 1 << 24 | 163],
+        ]
+        .concat();
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        let header = [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+        blob.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        blob.extend_from_slice(&types);
+        blob.extend_from_slice(strings);
+        blob
+    }
+
+    fn types() -> Btf<'static> {
+        Btf::parse(blob().into()).unwrap()
+    }
+
+    #[test]
+    fn members_are_found_by_name() {
+        let types = types();
+        assert_eq!(types.len(), 6);
+        assert_eq!(types.member("inner", "wide").unwrap().offset, 4);
+        assert_eq!(types.member("inner", "none"), None);
+        assert_eq!(types.member("none", "low"), None);
+    }
+
+    #[test]
+    fn anonymous_members_are_looked_through() {
+        assert_eq!(types().member("outer", "other").unwrap().offset, 4);
+        assert_eq!(types().member("outer", "in.wide").unwrap().offset, 8);
+    }
+
+    #[test]
+    fn bit_fields_have_a_byte_and_a_bit() {
+        let signal = types().member("outer", "signal").unwrap();
+        assert_eq!((signal.offset, signal.bit), (20, 3));
+    }
+
+    #[test]
+    fn sizes_look_through_typedefs_and_arrays() {
+        let types = types();
+        let wide = types.member("inner", "wide").unwrap().kind;
+        assert_eq!(types.size_of(wide), Some(12));
+        assert_eq!(types.array_of(wide), Some((TypeId(2), 3)));
+        assert_eq!(types.size_of(types.structure("outer").unwrap()), Some(24));
+        assert_eq!(types.size_of(TypeId(99)), None);
+    }
+
+    #[test]
+    fn what_is_no_btf_is_refused() {
+        assert!(Btf::parse(vec![0; 100].into()).is_err());
+        let mut lie = blob();
+        lie[12] = 0xff;
+        lie[13] = 0xff;
+        assert!(Btf::parse(lie.into()).is_err());
+    }
+
+    #[test]
+    fn typedef_of_itself_ends() {
+        let mut blob = blob();
+        let typedef = 24 + 16;
+        blob[typedef + 8] = 2;
+        let types = Btf::parse(blob.into()).unwrap();
+        assert_eq!(types.size_of(TypeId(2)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_types_never_panic(at in 4usize..250, value: u32, cut in 0usize..60) {
+            let mut blob = blob();
+            let at = at.min(blob.len() - 4);
+            blob[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            blob.truncate(blob.len() - cut);
+            if let Ok(types) = Btf::parse(blob.into()) {
+                let _ = types.member("outer", "in.wide").map(|field| types.size_of(field.kind));
+                let _ = types.structure("inner").map(|id| types.size_of(id));
+            }
+        }
     }
 }

@@ -245,7 +245,8 @@ fn file_name(unit: UnitRef<'_, Reader<'_>>, index: u64) -> gimli::Result<Option<
     let Some(program) = &unit.line_program else { return Ok(None) };
     let header = program.header();
     let Some(file) = header.file(index) else { return Ok(None) };
-    let text = |value| Ok::<_, gimli::Error>(unit.attr_string(value)?.to_string_lossy().into_owned());
+    let text =
+        |value| Ok::<_, gimli::Error>(unit.attr_string(value)?.to_string_lossy().into_owned());
     let name = text(file.path_name())?;
     let directory = file.directory(header).map(text).transpose()?.unwrap_or_default();
     let base = unit.comp_dir.map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default();

@@ -45,12 +45,12 @@ pub struct Tables<'a> {
 pub struct Kallsyms<'a> {
     tables: Tables<'a>,
     tokens: Vec<(usize, usize)>,
-    /// Offset of every [`STRIDE`]th name.
+    /// Offset of every [`STRIDE`]th name: the kernel's own `kallsyms_markers`, or by counting.
     marks: OnceCell<Vec<u32>>,
 }
 
 /// Names between two marks.
-const STRIDE: usize = 64;
+const STRIDE: usize = 256;
 
 impl<'a> Kallsyms<'a> {
     /// A symbol table on `tables`; `None` when the token tables make no sense.
@@ -119,10 +119,18 @@ impl<'a> Kallsyms<'a> {
     pub fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
         let mut found = HashMap::new();
         let promising = self.promising_tokens(names);
-        let mut at = 0;
+        let marks = self.marks.get_or_init(|| self.mark_names());
+        let mut at = Some(0);
         for index in 0..self.len() {
-            let Some((tokens, next)) = self.split(at) else { break };
-            at = next;
+            if index % STRIDE == 0 {
+                at = marks.get(index / STRIDE).map(|&mark| mark as usize);
+            }
+            // A name that makes no sense costs those up to the next mark.
+            let Some((tokens, next)) = at.and_then(|at| self.split(at)) else {
+                at = None;
+                continue;
+            };
+            at = Some(next);
             let Some(&first) = tokens.first() else { continue };
             if !promising[usize::from(first)] {
                 continue;
@@ -176,6 +184,37 @@ impl<'a> Kallsyms<'a> {
     }
 
     fn mark_names(&self) -> Vec<u32> {
+        self.markers().unwrap_or_else(|| self.count_names())
+    }
+
+    /// Finds `kallsyms_markers`, which VMCOREINFO does not name: 32-bit offsets that follow the
+    /// names, aligned, before the next table (scripts/kallsyms.c, 4.20 on). They are looked for
+    /// from the end by their shape: a zero, then offsets each some 256 names further on.
+    fn markers(&self) -> Option<Vec<u32>> {
+        const ALIGN: usize = 4;
+        let names = &self.tables.names;
+        let count = self.len().div_ceil(STRIDE);
+        if count < 2 {
+            return None;
+        }
+        let last = names.len().checked_sub(count * 4)?;
+        let mark = |at: usize, index: usize| bytes::u32_at(names, at + index * 4);
+        let plausible = |&at: &usize| {
+            let ascends = |index: usize| {
+                let step = mark(at, index)?.checked_sub(mark(at, index - 1)?)? as usize;
+                Some((STRIDE * 2..=STRIDE * 128).contains(&step))
+            };
+            // Damage may have hit the markers too: most of them must make sense.
+            let good = || (1..count).filter(|&index| ascends(index) == Some(true)).count();
+            let begins =
+                mark(at, 0) == Some(0) && (1..count.min(4)).any(|it| ascends(it) == Some(true));
+            begins && good() >= count - 1 - count / 8
+        };
+        let at = (0..=last / ALIGN).rev().map(|step| step * ALIGN).find(plausible)?;
+        (0..count).map(|index| mark(at, index)).collect()
+    }
+
+    fn count_names(&self) -> Vec<u32> {
         let mut marks = Vec::with_capacity(self.len().div_ceil(STRIDE).min(1 << 20));
         let mut at = 0;
         for index in 0..self.len() {
@@ -223,4 +262,147 @@ fn decode_address(table: &[u8], encoding: Encoding, index: usize) -> Option<Virt
 #[must_use]
 pub fn holds(table: &[u8], encoding: Encoding, count: usize, wanted: VirtAddr) -> bool {
     (0..count).any(|index| decode_address(table, encoding, index) == Some(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: u64 = 0xffff_ffff_8100_0000;
+
+    /// Four symbols at offsets 0, 0x10, 0x10 and 0x40 from the base. Token 1 is "tvfs_", 2 "read",
+    /// 3 "write", 4 "Tpanic"; all others are their own character.
+    fn tables(encoding: Encoding, addresses: Vec<u8>) -> Tables<'static> {
+        let mut token_table = Vec::new();
+        let mut token_index = Vec::new();
+        for token in 0..=255u8 {
+            token_index.extend_from_slice(&(token_table.len() as u16).to_le_bytes());
+            match token {
+                1 => token_table.extend_from_slice(b"tvfs_"),
+                2 => token_table.extend_from_slice(b"read"),
+                3 => token_table.extend_from_slice(b"write"),
+                4 => token_table.extend_from_slice(b"Tpanic"),
+                0 => {}
+                other => token_table.push(other),
+            }
+            token_table.push(0);
+        }
+        let long = [&[0x80 | 2, 1, b'T'][..], &[b'x'; 129]].concat();
+        let names = [&[1, 4][..], &[2, 1, 2], &[2, 1, 3], &long].concat();
+        Tables {
+            addresses: addresses.into(),
+            encoding,
+            names: names.into(),
+            count: 4,
+            token_table: token_table.into(),
+            token_index: token_index.into(),
+        }
+    }
+
+    fn words(values: [i32; 4]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn relative() -> Kallsyms<'static> {
+        Kallsyms::new(tables(Encoding::BaseRelative(BASE), words([0, 0x10, 0x10, 0x40]))).unwrap()
+    }
+
+    #[test]
+    fn names_are_expanded_from_tokens() {
+        let symbols = relative();
+        assert_eq!(symbols.name(0), Some(('T', "panic".to_owned())));
+        assert_eq!(symbols.name(2), Some(('t', "vfs_write".to_owned())));
+        assert_eq!(symbols.name(4), None);
+    }
+
+    #[test]
+    fn long_names_have_two_length_bytes() {
+        assert_eq!(relative().name(3), Some(('T', "x".repeat(129))));
+    }
+
+    #[test]
+    fn names_behind_damage_are_found_by_the_markers() {
+        // Three blocks of names "Ta", each two tokens long; the markers follow.
+        let mut tables = tables(Encoding::BaseRelative(BASE), vec![0; 4 * 3 * STRIDE]);
+        let mut names = [2, b'T', b'a'].repeat(3 * STRIDE);
+        names.truncate(names.len() - 3);
+        names.extend_from_slice(&[2, b'T', b'z', 0]);
+        names.resize(names.len().next_multiple_of(8), 0);
+        for block in 0..3u32 {
+            names.extend_from_slice(&(block * 3 * STRIDE as u32).to_le_bytes());
+        }
+        names[30] = 0x7f;
+        tables.names = names.into();
+        tables.count = 3 * STRIDE;
+        let symbols = Kallsyms::new(tables).unwrap();
+        assert_eq!(symbols.name(STRIDE), Some(('T', "a".to_owned())));
+        assert!(symbols.find(&["z"]).contains_key("z"));
+    }
+
+    #[test]
+    fn every_encoding_yields_the_same_addresses() {
+        let place = VirtAddr(BASE + 0x1000);
+        let absolute = [0, 0x10, 0x10, 0x40].map(|offset: u64| (BASE + offset).to_le_bytes());
+        let from_place = [0, 0x10, 0x10, 0x40].map(|offset: i32| offset - 0x1000);
+        let from_place: Vec<i32> =
+            from_place.iter().enumerate().map(|(index, it)| it - index as i32 * 4).collect();
+        let encodings = [
+            (Encoding::Absolute, absolute.concat()),
+            (Encoding::BaseRelative(BASE), words([0, 0x10, 0x10, 0x40])),
+            (Encoding::AbsolutePercpu(BASE), words([-1, -0x11, -0x11, -0x41])),
+            (Encoding::PlaceRelative(place), words(from_place.try_into().unwrap())),
+        ];
+        for (encoding, addresses) in encodings {
+            assert!(holds(&addresses, encoding, 4, VirtAddr(BASE + 0x40)), "{encoding:?}");
+            let symbols = Kallsyms::new(tables(encoding, addresses)).unwrap();
+            let all: Vec<_> =
+                (0..4).map(|index| symbols.address(index).unwrap().0 - BASE).collect();
+            assert_eq!(all, [0, 0x10, 0x10, 0x40], "{encoding:?}");
+        }
+    }
+
+    #[test]
+    fn per_cpu_symbols_keep_their_small_addresses() {
+        let tables = tables(Encoding::AbsolutePercpu(BASE), words([0, 0x1fb80, -1, -2]));
+        let symbols = Kallsyms::new(tables).unwrap();
+        assert_eq!(symbols.address(1), Some(VirtAddr(0x1fb80)));
+        assert_eq!(symbols.address(2), Some(VirtAddr(BASE)));
+    }
+
+    #[test]
+    fn first_of_several_symbols_at_an_address_names_it() {
+        let symbols = relative();
+        assert_eq!(symbols.covering(VirtAddr(BASE + 0x3f)), Some((1, VirtAddr(BASE + 0x40))));
+        assert_eq!(symbols.covering(VirtAddr(BASE - 1)), None);
+    }
+
+    #[test]
+    fn names_are_found_in_one_pass_and_prefixes_are_no_matches() {
+        let found = relative().find(&["vfs_write", "pan", "panic", "vfs_writes"]);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found["vfs_write"], VirtAddr(BASE + 0x10));
+        assert_eq!(found["panic"], VirtAddr(BASE));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_tables_never_panic(
+            names in prop::collection::vec(any::<u8>(), 0..200),
+            at in 0usize..256,
+            token: u16,
+            count in 0usize..100_000,
+        ) {
+            let mut tables = tables(Encoding::BaseRelative(BASE), words([0, 9, 5, 7]));
+            tables.token_index.to_mut()[at * 2..at * 2 + 2].copy_from_slice(&token.to_le_bytes());
+            tables.names = names.into();
+            tables.count = count;
+            if let Some(symbols) = Kallsyms::new(tables) {
+                let _ = symbols.find(&["panic", "x"]);
+                let _ = (symbols.name(3), symbols.name(count / 2));
+                let _ = symbols.covering(VirtAddr(BASE + 8));
+            }
+        }
+    }
 }

@@ -234,7 +234,8 @@ impl<'d> Kernel<'d> {
     /// First and last address of the kernel's image.
     fn image(&self) -> Result<(VirtAddr, VirtAddr), Error> {
         get_or_try(&self.image, || {
-            let start = self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
+            let start =
+                self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
             let end = self.need_symbol("_end", "the kernel's image cannot be told from modules")?;
             Ok((start, end))
         })
@@ -247,13 +248,22 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoTypes`] says what is missing.
     pub fn types(&self) -> Result<&Btf<'d>, Error> {
         get_or_try(&self.types, || {
-            let missing = || Error::NoTypes("the kernel has no BTF section".to_owned());
-            let start = self.symbol("__start_BTF")?.ok_or_else(missing)?;
-            let stop = self.symbol("__stop_BTF")?.ok_or_else(missing)?;
-            let length = usize::try_from(stop.0.wrapping_sub(start.0)).unwrap_or(usize::MAX);
-            let lost = |error: ReadError| Error::NoTypes(format!("BTF is lost: {error}"));
-            Btf::parse(self.memory.bytes(start, length).map_err(lost)?).map_err(Error::NoTypes)
+            let error = match self.types_in_dump() {
+                Ok(types) => return Ok(types),
+                Err(error) => error,
+            };
+            let section = self.vmlinux.map(|vmlinux| vmlinux.section(".BTF")).unwrap_or_default();
+            Btf::parse(section.into()).map_err(|_| error)
         })
+    }
+
+    fn types_in_dump(&self) -> Result<Btf<'d>, Error> {
+        let missing = || Error::NoTypes("the kernel has no BTF section".to_owned());
+        let start = self.symbol("__start_BTF")?.ok_or_else(missing)?;
+        let stop = self.symbol("__stop_BTF")?.ok_or_else(missing)?;
+        let length = usize::try_from(stop.0.wrapping_sub(start.0)).unwrap_or(usize::MAX);
+        let lost = |error: ReadError| Error::NoTypes(format!("BTF is lost: {error}"));
+        Btf::parse(self.memory.bytes(start, length).map_err(lost)?).map_err(Error::NoTypes)
     }
 
     /// The member `path` of the structure `name`, if this kernel has it.

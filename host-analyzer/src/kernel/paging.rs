@@ -61,7 +61,8 @@ impl X86PageTables {
     /// # Errors
     /// [`Error::VmcoreinfoKey`] when SYMBOL(swapper_pg_dir) is missing.
     pub fn from_vmcoreinfo(info: &Vmcoreinfo<'_>) -> Result<X86PageTables, Error> {
-        let top = info.symbol("init_top_pgt").map_or_else(|| info.need_symbol("swapper_pg_dir"), Ok)?;
+        let top =
+            info.symbol("init_top_pgt").map_or_else(|| info.need_symbol("swapper_pg_dir"), Ok)?;
         let phys_base = info.number("phys_base").unwrap_or(0) as u64;
         let encryption = info.number("sme_mask").unwrap_or(0) as u64;
         let levels = if info.number("pgtable_l5_enabled") == Some(1) { 5 } else { 4 };
@@ -104,4 +105,87 @@ impl PageTables for X86PageTables {
 
 fn read_entry(memory: &dyn Memory, at: PhysAddr) -> Option<u64> {
     memory.run(at, 8).ok().and_then(|run| bytes::u64_at(&run, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::FakeMemory;
+
+    /// A table at page `level` for each of five levels, linked for one virtual address.
+    const VIRT: u64 = 0xff12_3456_789a_bcde;
+
+    fn linked(levels: u32, leaf_level: u32, leaf: u64) -> (FakeMemory, X86PageTables) {
+        let mut memory = FakeMemory::new(0x10000);
+        for level in leaf_level..levels {
+            let slot = (VIRT >> (12 + 9 * level)) % 512 * 8;
+            let next = u64::from(level) * 0x1000;
+            let entry = if level == leaf_level { leaf } else { next | 1 };
+            memory.put_u64(u64::from(level + 1) * 0x1000 + slot, entry);
+        }
+        (memory, X86PageTables::new(PhysAddr(u64::from(levels) * 0x1000), levels, 0))
+    }
+
+    fn walk(levels: u32, leaf_level: u32, leaf: u64) -> Result<Mapping, ReadError> {
+        let (memory, tables) = linked(levels, leaf_level, leaf);
+        tables.translate(&memory, VirtAddr(VIRT))
+    }
+
+    #[test]
+    fn five_levels_lead_to_a_4k_page() {
+        let mapping = walk(5, 0, 0xabc_d000 | 1).unwrap();
+        assert_eq!(mapping, Mapping { phys: PhysAddr(0xabc_dcde), length: 0x322 });
+    }
+
+    #[test]
+    fn large_pages_end_the_walk_early() {
+        let two_mib = walk(5, 1, 0x4000_0000 | 0x81).unwrap();
+        assert_eq!(two_mib.phys, PhysAddr(0x4000_0000 + VIRT % (2 << 20)));
+        let one_gib = walk(5, 2, 0x4000_0000 | 0x81).unwrap();
+        assert_eq!(one_gib.phys, PhysAddr(0x4000_0000 + VIRT % (1 << 30)));
+        assert_eq!(one_gib.length, (1 << 30) - VIRT % (1 << 30));
+    }
+
+    #[test]
+    fn attribute_and_encryption_bits_are_no_address() {
+        let (memory, mut tables) = linked(5, 0, 1 << 63 | 1 << 51 | 0x5000 | 0xe7f);
+        tables.address &= !(1 << 51);
+        assert_eq!(tables.translate(&memory, VirtAddr(VIRT)).unwrap().phys, PhysAddr(0x5cde));
+    }
+
+    #[test]
+    fn address_that_four_levels_cannot_hold_is_not_mapped() {
+        assert_eq!(walk(4, 0, 0x5001), Err(ReadError::NotMapped(VirtAddr(VIRT))));
+    }
+
+    #[test]
+    fn absent_entry_and_absent_table_are_told_apart() {
+        assert_eq!(walk(5, 0, 0x5000), Err(ReadError::NotMapped(VirtAddr(VIRT))));
+        let gone = walk(5, 1, 0xffff_f000 | 1);
+        assert_eq!(gone, Err(ReadError::NoPageTable(VirtAddr(VIRT))));
+    }
+
+    #[test]
+    fn kernel_image_is_found_with_a_negative_phys_base() {
+        let text = b"SYMBOL(swapper_pg_dir)=ffffffff92c10000\nNUMBER(phys_base)=-146800640\n\
+                     NUMBER(pgtable_l5_enabled)=1\n";
+        let tables = X86PageTables::from_vmcoreinfo(&Vmcoreinfo::new(text)).unwrap();
+        assert_eq!((tables.root, tables.levels), (PhysAddr(0xa01_0000), 5));
+        assert_eq!(tables.image(VirtAddr(0xffff_ffff_9120_0000)), Some(PhysAddr(0x860_0000)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_tables_never_panic(entries in prop::collection::vec(any::<u64>(), 512), at: u64) {
+            let mut memory = FakeMemory::new(0x10000);
+            for page in 0..16 {
+                for (index, entry) in entries.iter().enumerate() {
+                    memory.put_u64(page * 4096 + index as u64 * 8, entry & 0x8000_0000_0000_ffff | 1);
+                }
+            }
+            let _ = X86PageTables::new(PhysAddr(0), 5, 0).translate(&memory, VirtAddr(at));
+        }
+    }
 }

@@ -140,3 +140,57 @@ impl<'a> VirtualMemory<'a> {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PhysAddr;
+    use crate::testing::FakeMemory;
+
+    const VIRT: u64 = 0xffff_8880_0000_0000;
+
+    #[test]
+    fn bytes_that_lie_together_are_borrowed() {
+        let mut memory = FakeMemory::new(0x10000);
+        let tables = memory.mapped(VIRT, 0x1000);
+        memory.put(0x8ffe, b"across");
+        let space = memory.space(tables);
+        let bytes = space.bytes(VirtAddr(VIRT + 0x8ffe), 6).unwrap();
+        assert!(matches!(bytes, Cow::Borrowed(b"across")));
+    }
+
+    #[test]
+    fn bytes_in_scattered_pages_are_put_together() {
+        let mut memory = FakeMemory::new(0x10000);
+        // Two neighbouring pages, mapped to pages 9 and 8 in turn.
+        let tables = memory.mapped(VIRT, 0x1000);
+        memory.put_u64(0x3000, 0x4001);
+        memory.put_u64(0x4000, 0x9001);
+        memory.put_u64(0x4008, 0x8001);
+        memory.put(0x9ffd, b"put");
+        memory.put(0x8000, b" together");
+        let space = memory.space(tables);
+        assert_eq!(space.bytes(VirtAddr(VIRT + 0xffd), 12).unwrap(), &b"put together"[..]);
+        assert_eq!(space.string(VirtAddr(VIRT + 0xffd), 64).unwrap(), "put together");
+    }
+
+    #[test]
+    fn page_that_is_not_in_the_dump_is_named() {
+        let mut memory = FakeMemory::new(0x10000);
+        let tables = memory.mapped(VIRT, 0x1000);
+        memory.punch(0x9000);
+        let space = memory.space(tables);
+        let missing = ReadError::NotInDump(PhysAddr(0x9000));
+        assert_eq!(space.bytes(VirtAddr(VIRT + 0x8ffe), 6).unwrap_err(), missing);
+        assert_eq!(space.bytes_up_to(VirtAddr(VIRT + 0x8ffe), 6).len(), 2);
+        assert!(space.u64(VirtAddr(VIRT + 0x8ffc)).is_err());
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_memory_is_taken_for_them() {
+        let mut memory = FakeMemory::new(0x10000);
+        let tables = memory.mapped(VIRT, 0x1000);
+        let huge = memory.space(tables).bytes(VirtAddr(VIRT), usize::MAX);
+        assert!(matches!(huge, Err(ReadError::TooLong(_))));
+    }
+}

@@ -127,3 +127,39 @@ impl<'a> Vmcoreinfo<'a> {
         self.size(name).ok_or_else(missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeMemory;
+
+    const TEXT: &[u8] = b"OSRELEASE=6.1.0\nSYMBOL(_stext)=ffffffff91200000\nNUMBER(phys_base)=-5\n\
+                          OFFSET(list_head.next)=0\nKERNELOFFSET=10200000\n\0rest";
+
+    #[test]
+    fn lines_are_found_by_their_whole_key() {
+        let info = Vmcoreinfo::new(TEXT);
+        assert_eq!(info.release(), "6.1.0");
+        assert_eq!(info.symbol("_stext"), Some(VirtAddr(0xffff_ffff_9120_0000)));
+        assert_eq!(info.number("phys_base"), Some(-5));
+        assert_eq!(info.offset("list_head.next"), Some(0));
+        assert_eq!(info.kernel_offset(), 0x1020_0000);
+        assert_eq!(info.symbol("_stex"), None);
+        assert_eq!(info.get("rest"), None);
+    }
+
+    #[test]
+    fn missing_line_is_named() {
+        let error = Vmcoreinfo::new(TEXT).need_symbol("prb").unwrap_err();
+        assert!(error.to_string().contains("SYMBOL(prb)"));
+    }
+
+    #[test]
+    fn text_is_found_in_memory_when_there_is_no_note() {
+        let mut memory = FakeMemory::new(0x10000);
+        memory.put(0x2010, b"OSRELEASE=not at the start of a page\nSYMBOL(x)=0\n");
+        memory.put(0x7000, TEXT);
+        assert_eq!(Vmcoreinfo::scan(&memory).unwrap().release(), "6.1.0");
+        assert!(Vmcoreinfo::scan(&FakeMemory::new(0x10000)).is_none());
+    }
+}

@@ -38,8 +38,10 @@ impl Vmlinux {
     /// [`Error::Io`], [`Error::Vmlinux`].
     pub fn open(path: &Path) -> Result<Vmlinux, Error> {
         let map = map(path)?;
-        let sections = sections(&map)
-            .map_err(|reason| Error::Vmlinux { path: path.to_owned(), reason: reason.to_owned() })?;
+        let sections = sections(&map).map_err(|reason| Error::Vmlinux {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        })?;
         Ok(Vmlinux { path: path.to_owned(), map, sections })
     }
 
@@ -149,8 +151,7 @@ impl<'a> ElfSymbols<'a> {
             let address = VirtAddr(if moves { value.wrapping_add(offset) } else { value });
             (place && section != 0 && name != 0).then_some((address, name))
         };
-        let mut symbols: Vec<_> =
-            table.chunks_exact(ElfSymbols::SIZE).filter_map(symbol).collect();
+        let mut symbols: Vec<_> = table.chunks_exact(ElfSymbols::SIZE).filter_map(symbol).collect();
         symbols.sort_by_key(|&(address, _)| address);
         ElfSymbols { names, symbols }
     }

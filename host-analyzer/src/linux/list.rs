@@ -60,3 +60,47 @@ fn follow(
     }
     Some("the list does not end".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FakeMemory;
+
+    const VIRT: u64 = 0xffff_8880_0000_0000;
+
+    /// A list of four nodes at 0x8000, 0x8100, 0x8200 and 0x8300; the first is the head.
+    fn linked() -> FakeMemory {
+        let mut memory = FakeMemory::new(0x10000);
+        for node in 0..4u64 {
+            let at = 0x8000 + node * 0x100;
+            memory.put_u64(at, VIRT + 0x8000 + (node + 1) % 4 * 0x100);
+            memory.put_u64(at + 8, VIRT + 0x8000 + (node + 3) % 4 * 0x100);
+        }
+        memory
+    }
+
+    fn walked(mut memory: FakeMemory) -> (Vec<u64>, bool) {
+        let tables = memory.mapped(VIRT, 0x1000);
+        let walk = walk(&memory.space(tables), VirtAddr(VIRT + 0x8000));
+        (walk.nodes.iter().map(|node| node.0 - VIRT).collect(), walk.broken.is_some())
+    }
+
+    #[test]
+    fn whole_list_is_walked_once() {
+        assert_eq!(walked(linked()), (vec![0x8100, 0x8200, 0x8300], false));
+    }
+
+    #[test]
+    fn what_lies_behind_a_break_is_reached_from_the_other_end() {
+        let mut memory = linked();
+        memory.put_u64(0x8100, 0xdead_0000_0000_0100);
+        assert_eq!(walked(memory), (vec![0x8100, 0x8200, 0x8300], true));
+    }
+
+    #[test]
+    fn circle_that_leaves_out_the_head_ends() {
+        let mut memory = linked();
+        memory.put_u64(0x8300, VIRT + 0x8200);
+        assert_eq!(walked(memory), (vec![0x8100, 0x8200, 0x8300], true));
+    }
+}

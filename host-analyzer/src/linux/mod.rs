@@ -43,12 +43,7 @@ impl<'k, 'd> Linux<'k, 'd> {
     /// The objects of `kernel`.
     #[must_use]
     pub fn new(kernel: &'k Kernel<'d>) -> Linux<'k, 'd> {
-        Linux {
-            kernel,
-            tasks: OnceCell::new(),
-            percpu: OnceCell::new(),
-            modules: OnceCell::new(),
-        }
+        Linux { kernel, tasks: OnceCell::new(), percpu: OnceCell::new(), modules: OnceCell::new() }
     }
 
     /// The kernel below.

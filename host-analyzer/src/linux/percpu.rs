@@ -26,7 +26,8 @@ impl PerCpu {
         let count = count.min(MAX_CPUS) as usize;
         let at = kernel.need_symbol("__per_cpu_offset", so)?;
         let table = memory.bytes(at, count * 8).reading("__per_cpu_offset")?;
-        let offsets: Vec<u64> = (0..count).filter_map(|cpu| bytes::u64_at(&table, cpu * 8)).collect();
+        let offsets: Vec<u64> =
+            (0..count).filter_map(|cpu| bytes::u64_at(&table, cpu * 8)).collect();
         let online = mask(kernel, "__cpu_online_mask", count);
         // Without a mask every CPU that has an area counts.
         let online = online.unwrap_or_else(|| (0..offsets.len() as u32).collect());

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use crate::kernel::Kernel;
+use crate::kernel::virt::VirtualMemory;
 use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::{Error, ReadContext, bytes};
 
@@ -87,7 +88,15 @@ impl Log {
     /// # Errors
     /// [`Error::VmcoreinfoKey`] for kernels before 5.10, [`Error::Read`].
     pub fn read(kernel: &Kernel<'_>) -> Result<Log, Error> {
-        let ring = Ring::open(kernel)?;
+        Log::from_memory(kernel.vmcoreinfo(), kernel.memory())
+    }
+
+    /// Reads the log that `info` describes out of `memory`.
+    ///
+    /// # Errors
+    /// See [`Log::read`].
+    pub fn from_memory(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'_>) -> Result<Log, Error> {
+        let ring = Ring::open(info, memory)?;
         let mut log = Log::default();
         let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
         for step in 0..=records {
@@ -123,9 +132,7 @@ impl Log {
 struct Damaged;
 
 impl<'a> Ring<'a> {
-    fn open(kernel: &Kernel<'a>) -> Result<Ring<'a>, Error> {
-        let info = kernel.vmcoreinfo();
-        let memory = kernel.memory();
+    fn open(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'a>) -> Result<Ring<'a>, Error> {
         let layout = Layout::new(info)?;
         let ring = memory.pointer(info.need_symbol("prb")?).reading("the log (prb)")?;
         let descs = ring.offset(info.need_offset("printk_ringbuffer.desc_ring")? as u64);
@@ -144,7 +151,9 @@ impl<'a> Ring<'a> {
         let text = data.offset(info.need_offset("prb_data_ring.data")? as u64);
         let text = memory.pointer(text).reading("the log's text")?;
         Ok(Ring {
-            descriptors: memory.bytes(descriptors, count as usize * layout.desc_size).reading(what)?,
+            descriptors: memory
+                .bytes(descriptors, count as usize * layout.desc_size)
+                .reading(what)?,
             infos: memory.bytes(infos, count as usize * layout.info_size).reading(what)?,
             text: memory.bytes(text, 1 << size_bits).reading("the log's text")?,
             tail: memory.u64(desc_member("tail_id")?).reading(what)? & ID_MASK,
@@ -186,11 +195,155 @@ impl<'a> Ring<'a> {
             return Ok(&[]);
         }
         let size = self.text.len() as u64;
-        let wrapped = begin / size != next / size && next % size != 0;
+        let exact = next.is_multiple_of(size);
+        let wrapped = begin / size != next / size && !exact;
         let start = if wrapped { 0 } else { begin % size };
-        let end = if next % size == 0 { size } else { next % size };
+        let end = if exact { size } else { next % size };
         let block = self.text.get(start as usize..end as usize).ok_or(Damaged)?;
         let text = block.get(8..).ok_or(Damaged)?;
         Ok(&text[..length.min(text.len())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::FakeMemory;
+
+    const VIRT: u64 = 0xffff_8880_0000_0000;
+    const RING: u64 = 0x8000;
+    const DESCS: u64 = 0x9000;
+    const INFOS: u64 = 0xa000;
+    const TEXT: u64 = 0xb000;
+
+    /// The layout of 6.1, four descriptors, 256 bytes of text.
+    const INFO: &[u8] = b"SYMBOL(prb)=ffff888000008000
+OFFSET(printk_ringbuffer.desc_ring)=0
+OFFSET(printk_ringbuffer.text_data_ring)=48
+OFFSET(prb_desc_ring.count_bits)=0
+OFFSET(prb_desc_ring.descs)=8
+OFFSET(prb_desc_ring.infos)=16
+OFFSET(prb_desc_ring.head_id)=24
+OFFSET(prb_desc_ring.tail_id)=32
+SIZE(prb_desc)=24
+OFFSET(prb_desc.state_var)=0
+OFFSET(prb_desc.text_blk_lpos)=8
+OFFSET(prb_data_blk_lpos.begin)=0
+OFFSET(prb_data_blk_lpos.next)=8
+SIZE(printk_info)=88
+OFFSET(printk_info.seq)=0
+OFFSET(printk_info.ts_nsec)=8
+OFFSET(printk_info.text_len)=16
+OFFSET(prb_data_ring.size_bits)=0
+OFFSET(prb_data_ring.data)=8
+";
+
+    fn ring(tail: u64, head: u64) -> FakeMemory {
+        let mut memory = FakeMemory::new(0x10000);
+        memory.put_u64(RING, VIRT + RING + 8);
+        let ring = RING + 8;
+        memory.put_u64(ring, 2);
+        memory.put_u64(ring + 8, VIRT + DESCS);
+        memory.put_u64(ring + 16, VIRT + INFOS);
+        memory.put_u64(ring + 24, head);
+        memory.put_u64(ring + 32, tail);
+        memory.put_u64(ring + 48, 8);
+        memory.put_u64(ring + 56, VIRT + TEXT);
+        memory
+    }
+
+    fn put(memory: &mut FakeMemory, id: u64, state: u64, blocks: (u64, u64), text: &str) {
+        let index = id % 4;
+        for (word, value) in [state << 62 | id, blocks.0, blocks.1].into_iter().enumerate() {
+            memory.put_u64(DESCS + index * 24 + word as u64 * 8, value);
+        }
+        let info = INFOS + index * 88;
+        memory.put_u64(info, id);
+        memory.put_u64(info + 8, id * 1_000_000_000);
+        memory.put(info + 16, &(text.len() as u16).to_le_bytes());
+        memory.put(info + 19, &[6 << 5 | 1]);
+        if blocks.0 & 1 == 0 {
+            let wrapped = blocks.0 / 256 != blocks.1 / 256 && blocks.1 % 256 != 0;
+            let at = if wrapped { 0 } else { blocks.0 % 256 };
+            memory.put(TEXT + at + 8, text.as_bytes());
+        }
+    }
+
+    fn read(mut memory: FakeMemory) -> Log {
+        let tables = memory.mapped(VIRT, 0x1000);
+        Log::from_memory(&Vmcoreinfo::new(INFO), &memory.space(tables)).unwrap()
+    }
+
+    fn texts(log: &Log) -> Vec<&str> {
+        log.records.iter().map(|record| record.text.as_str()).collect()
+    }
+
+    #[test]
+    fn records_are_read_from_the_tail_to_the_head() {
+        let mut memory = ring(5, 7);
+        put(&mut memory, 5, 2, (0, 32), "first");
+        put(&mut memory, 6, 2, (32, 64), "two\nlines");
+        put(&mut memory, 7, 1, (64, 96), "not final yet");
+        let log = read(memory);
+        assert_eq!(texts(&log), ["first", "two\nlines", "not final yet"]);
+        let first = &log.records[0];
+        assert_eq!((first.sequence, first.time, first.level), (5, 5_000_000_000, 6));
+    }
+
+    #[test]
+    fn text_that_would_cross_the_end_lies_at_the_start() {
+        let mut memory = ring(5, 6);
+        put(&mut memory, 5, 2, (224, 256 + 32), "wrapped");
+        put(&mut memory, 6, 2, (256 + 224, 512), "fits to the end");
+        assert_eq!(texts(&read(memory)), ["wrapped", "fits to the end"]);
+    }
+
+    #[test]
+    fn records_without_text_or_not_yet_written_are_no_damage() {
+        let mut memory = ring(4, 7);
+        put(&mut memory, 4, 3, (0, 32), "reusable");
+        put(&mut memory, 5, 0, (0, 32), "reserved");
+        put(&mut memory, 6, 2, (3, 3), "");
+        put(&mut memory, 7, 2, (32, 64), "last");
+        let log = read(memory);
+        assert_eq!((texts(&log), log.damaged), (vec!["", "last"], 0));
+    }
+
+    #[test]
+    fn record_whose_positions_make_no_sense_costs_only_itself() {
+        let mut memory = ring(5, 6);
+        put(&mut memory, 5, 2, (64, 72), "x");
+        put(&mut memory, 6, 2, (96, 128), "good");
+        memory.put_u64(DESCS + 24 + 16, 32);
+        let log = read(memory);
+        assert_eq!((texts(&log), log.damaged), (vec!["good"], 1));
+    }
+
+    #[test]
+    fn reason_of_the_panic_is_found() {
+        let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
+        let oops = record("BUG: unable to handle page fault for address: 0");
+        let panic = record("Kernel panic - not syncing: Fatal exception");
+        let log = Log { records: vec![oops.clone(), panic.clone()], damaged: 0 };
+        assert_eq!(log.panic_line(), Some(panic.text));
+        let log = Log { records: vec![record("hello"), oops.clone()], damaged: 0 };
+        assert_eq!(log.panic_line(), Some(oops.text));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_rings_never_panic(writes in prop::collection::vec((0u64..0x3100, any::<u64>()), 8)) {
+            let mut memory = ring(5, 7);
+            put(&mut memory, 5, 2, (0, 32), "first");
+            put(&mut memory, 7, 2, (224, 256 + 32), "wrapped");
+            for (at, value) in writes {
+                memory.put_u64(RING + at, value);
+                memory.put_u64(RING + 8 + at % 64, value % 4096);
+            }
+            let tables = memory.mapped(VIRT, 0x1000);
+            let _ = Log::from_memory(&Vmcoreinfo::new(INFO), &memory.space(tables));
+        }
     }
 }

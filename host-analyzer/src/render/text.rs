@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
+use crate::Error;
 use crate::commands::bt::{Backtrace, Row};
 use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
 use crate::source::{Completeness, Dump};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
-use crate::Error;
 
 /// Says first what is missing from a dump, when something is.
 ///
@@ -55,10 +55,23 @@ pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) ->
     if let Some(panic) = panic {
         writeln!(out, "PANIC: \"{panic}\"")?;
     }
-    for (number, row) in trace.rows.iter().enumerate() {
+    frames(&trace.rows, &trace.end, out)
+}
+
+/// The backtrace of a CPU whose task is not known, only the registers that it saved.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn note_backtrace(pid: u32, rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
+    writeln!(out, "PID: {pid:<6}  (by the registers in the dump's notes)")?;
+    frames(rows, end, out)
+}
+
+fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
+    for (number, row) in rows.iter().enumerate() {
         frame(number, row, out)?;
     }
-    match &trace.end {
+    match end {
         End::UserMode(frame) => registers(frame, out),
         End::KernelThread => Ok(()),
         End::Stuck(why) => Ok(writeln!(out, "    (no further: {why})")?),
@@ -66,13 +79,13 @@ pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) ->
 }
 
 fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
-    if let Some(stack) = &row.stack {
-        writeln!(out, "--- <{stack} stack> ---")?;
-    }
     let name = function(row);
     if let Some(exception) = &row.frame.exception {
         writeln!(out, "    [exception RIP: {name}]")?;
         registers(exception, out)?;
+    }
+    if let Some(stack) = &row.left_stack {
+        writeln!(out, "--- <{stack} stack> ---")?;
     }
     let (at, pc) = (row.frame.at, row.frame.pc);
     for inlined in row.source.iter().filter(|source| source.inlined) {
@@ -88,7 +101,8 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         CallerBy::FramePointer => "  (no unwind tables: caller by frame pointer)",
     };
     let number = format!("#{number}");
-    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}").map_err(Error::from)
+    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")
+        .map_err(Error::from)
 }
 
 fn function(row: &Row) -> String {

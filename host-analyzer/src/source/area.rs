@@ -86,3 +86,80 @@ fn gpt_with_sector(disk: &[u8], sector: u64) -> Option<Vec<Range<usize>>> {
     };
     Some((0..count).filter_map(partition).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AREA: usize = 4 << 20;
+
+    fn area(state: State, core_size: u64) -> Vec<u8> {
+        let mut trailer = Trailer::empty([7; 16], AREA as u64);
+        trailer.state = state;
+        trailer.core_size = core_size;
+        trailer.crc_count = core_size.div_ceil(format::CRC_CHUNK);
+        let mut disk = vec![0; AREA];
+        disk[AREA - BLOCK as usize..].copy_from_slice(&trailer.to_block());
+        disk
+    }
+
+    /// A disk with 512-byte sectors whose second partition is `area`.
+    fn partitioned(area: &[u8]) -> (Vec<u8>, usize) {
+        let start = 2048 * 512;
+        let mut disk = vec![0; start];
+        disk.extend_from_slice(area);
+        disk.resize(disk.len() + 34 * 512, 0);
+        disk[512..520].copy_from_slice(b"EFI PART");
+        disk[512 + 72..][..8].copy_from_slice(&2u64.to_le_bytes());
+        disk[512 + 80..][..4].copy_from_slice(&128u32.to_le_bytes());
+        disk[512 + 84..][..4].copy_from_slice(&128u32.to_le_bytes());
+        let last = ((start + area.len()) / 512 - 1) as u64;
+        disk[1024 + 128 + 32..][..8].copy_from_slice(&2048u64.to_le_bytes());
+        disk[1024 + 128 + 40..][..8].copy_from_slice(&last.to_le_bytes());
+        (disk, start)
+    }
+
+    #[test]
+    fn whole_disk_is_an_area() {
+        let found = find(&area(State::Complete, 8192)).unwrap();
+        assert_eq!(found.core, 0..8192);
+        assert_eq!(found.problem(), None);
+    }
+
+    #[test]
+    fn partition_of_a_disk_image_is_an_area() {
+        let (disk, start) = partitioned(&area(State::Complete, 8192));
+        assert_eq!(find(&disk).unwrap().core, start..start + 8192);
+    }
+
+    #[test]
+    fn dump_that_was_never_finished_is_read_as_far_as_it_can_go() {
+        let found = find(&area(State::Writing, 0)).unwrap();
+        assert_eq!(found.core.end as u64, Layout::new(AREA as u64).unwrap().crc_table);
+        assert!(found.problem().unwrap().contains("never came to the end"));
+    }
+
+    #[test]
+    fn empty_area_is_known_as_such() {
+        assert!(find(&area(State::Empty, 0)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn mark_that_speaks_of_another_size_is_not_believed() {
+        let mut disk = vec![0; 4096];
+        disk.extend(area(State::Complete, 8192));
+        assert!(find(&disk).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_partition_tables_never_panic(at in 512usize..1400, value: u64, cut in 0usize..99) {
+            let (mut disk, _) = partitioned(&area(State::Complete, 8192));
+            disk[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            disk.truncate(disk.len() - cut * 512);
+            let _ = find(&disk);
+        }
+    }
+}

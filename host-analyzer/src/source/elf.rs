@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use goblin::elf::Elf;
 use goblin::container::{Container, Ctx, Endian};
+use goblin::elf::Elf;
 use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_CORE, Header};
 use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
 use goblin::elf::section_header::SectionHeader;
@@ -230,4 +230,97 @@ fn merge(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{Segment as Part, elf_core};
+
+    fn two_pages() -> Vec<Part> {
+        vec![
+            Part::note(b"0123"),
+            Part::load(0x1000, &[1; 4096]),
+            Part { memory_size: 8192, ..Part::load(0x8000, &[2; 4096]) },
+        ]
+    }
+
+    fn read(core: &[u8], at: u64, max: usize) -> Result<Vec<u8>, ReadError> {
+        let index = ElfCore::parse(core).unwrap();
+        index.run(core, PhysAddr(at), max).map(<[u8]>::to_vec)
+    }
+
+    #[test]
+    fn memory_is_found_by_its_physical_address() {
+        let core = elf_core(0, false, &two_pages());
+        assert_eq!(read(&core, 0x1ffe, 100), Ok(vec![1, 1]));
+        assert_eq!(read(&core, 0x8000, 1), Ok(vec![2]));
+        assert_eq!(read(&core, 0x2000, 1), Err(ReadError::NotInDump(PhysAddr(0x2000))));
+        assert_eq!(ElfCore::parse(&core).unwrap().ranges(), [0x1000..0x2000, 0x8000..0xa000]);
+    }
+
+    #[test]
+    fn what_a_segment_does_not_store_reads_as_zeros() {
+        let core = elf_core(0, false, &two_pages());
+        assert_eq!(read(&core, 0x9000, 3), Ok(vec![0; 3]));
+        assert!(read(&core, 0xa000, 1).is_err());
+    }
+
+    #[test]
+    fn more_headers_than_e_phnum_can_count_are_counted_in_section_header_0() {
+        let core = elf_core(0, true, &two_pages());
+        assert_eq!(read(&core, 0x8000, 1), Ok(vec![2]));
+        assert_eq!(ElfCore::parse(&core).unwrap().problem(core.len()), None);
+    }
+
+    #[test]
+    fn core_cut_short_still_gives_what_it_has_and_says_what_it_has_not() {
+        let mut core = elf_core(0, false, &two_pages());
+        core.truncate(core.len() - 4000);
+        assert_eq!(read(&core, 0x8000, 4096).unwrap().len(), 96);
+        assert!(read(&core, 0x8060, 1).is_err(), "bytes that were cut off are not zeros");
+        let problem = ElfCore::parse(&core).unwrap().problem(core.len()).unwrap();
+        assert!(problem.starts_with("4000 of "), "{problem}");
+    }
+
+    #[test]
+    fn flag_in_the_header_marks_an_incomplete_dump() {
+        let core = elf_core(1, false, &two_pages());
+        assert!(ElfCore::parse(&core).unwrap().problem(core.len()).is_some());
+    }
+
+    #[test]
+    fn what_is_no_core_is_named() {
+        assert!(ElfCore::parse(b"").unwrap_err().contains("neither"));
+        let mut vmlinux = elf_core(0, false, &two_pages());
+        vmlinux[16] = 2;
+        assert!(ElfCore::parse(&vmlinux).unwrap_err().contains("vmlinux"));
+        let mut arm32 = elf_core(0, false, &two_pages());
+        arm32[4] = 1;
+        assert!(ElfCore::parse(&arm32).unwrap_err().contains("64-bit"));
+    }
+
+    #[test]
+    fn the_segment_that_reaches_an_address_is_found_behind_shorter_ones() {
+        let parts =
+            [Part::load(0, &[1; 4096]), Part::load(0x100, &[2; 16]), Part::load(0x200, &[3; 16])];
+        assert_eq!(read(&elf_core(0, false, &parts), 0x300, 1), Ok(vec![1]));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_cores_never_panic(at in 0usize..400, value: u8, cut in 0usize..9000, phys: u64) {
+            let mut core = elf_core(0, true, &two_pages());
+            core[at % 400] = value;
+            core.truncate(core.len().saturating_sub(cut));
+            if let Ok(index) = ElfCore::parse(&core) {
+                let _ = index.run(&core, PhysAddr(phys), 64);
+                let _ = index.run(&core, PhysAddr(phys % 0xb000), 64);
+                let _ = index.linear(VirtAddr(phys % 0xb000));
+                let _ = (index.notes(&core).count(), index.problem(core.len()));
+            }
+        }
+    }
 }

@@ -4,6 +4,8 @@
 //! are the same for all of them.
 
 pub mod orc;
+#[cfg(test)]
+mod tests;
 mod x86_64;
 
 use crate::VirtAddr;

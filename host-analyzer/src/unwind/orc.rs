@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
+use crate::VirtAddr;
 use crate::bytes;
 use crate::kernel::btf::Btf;
-use crate::VirtAddr;
 
 /// Size of an entry.
 pub const ENTRY: usize = 6;
@@ -210,5 +210,99 @@ impl Table<'_> {
     fn ip(&self, index: usize) -> Option<VirtAddr> {
         let relative = bytes::i32_at(&self.ips, index * IP)?;
         Some(self.place.offset((index * IP) as u64).offset(i64::from(relative) as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(sp_offset: i16, bp_offset: i16, flags: u16) -> Vec<u8> {
+        [sp_offset.to_le_bytes(), bp_offset.to_le_bytes(), flags.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn ordinary_call_reads_alike_in_all_versions_but_for_the_numbers() {
+        let entry = Entry {
+            sp: Base::Sp,
+            sp_offset: 24,
+            bp: Base::PreviousSp,
+            bp_offset: -16,
+            kind: Kind::Call,
+        };
+        assert_eq!(Version::V1.decode(&raw(24, -16, 0x015)), Some(entry));
+        assert_eq!(Version::V2.decode(&raw(24, -16, 0x015)), Some(entry));
+        assert_eq!(Version::V3.decode(&raw(24, -16, 0x215)), Some(entry));
+        assert_eq!(Version::V4.decode(&raw(24, -16, 0x283)), Some(entry));
+    }
+
+    #[test]
+    fn saved_registers_are_told_from_what_the_hardware_saves() {
+        let kind = |version: Version, flags| version.decode(&raw(0, 0, flags)).unwrap().kind;
+        assert_eq!(kind(Version::V1, 0x105), Kind::Registers);
+        assert_eq!(kind(Version::V1, 0x205), Kind::HardwareFrame);
+        assert_eq!(kind(Version::V3, 0x305), Kind::Registers);
+        assert_eq!(kind(Version::V3, 0x405), Kind::HardwareFrame);
+        assert_eq!(kind(Version::V4, 0x303), Kind::Registers);
+    }
+
+    #[test]
+    fn end_of_stack_is_a_flag_at_first_and_a_type_later() {
+        let kind = |version: Version, flags| version.decode(&raw(0, 0, flags)).unwrap().kind;
+        assert_eq!(kind(Version::V1, 1 << 10), Kind::EndOfStack);
+        assert_eq!(kind(Version::V2, 1 << 11), Kind::EndOfStack);
+        assert_eq!(kind(Version::V3, 0x100), Kind::EndOfStack);
+        assert_eq!(kind(Version::V1, 0), Kind::Undefined);
+        assert_eq!(kind(Version::V4, 0), Kind::Undefined);
+    }
+
+    #[test]
+    fn unknown_numbers_decode_to_nothing() {
+        assert_eq!(Version::V3.decode(&raw(0, 0, 0x70f)), None);
+        assert_eq!(Version::V4.decode(&raw(0, 0, 0x201)), None);
+        assert_eq!(Version::V1.decode(&[0; 5]), None);
+    }
+
+    #[test]
+    fn numbering_is_told_by_what_most_entries_start_from() {
+        let v3: Vec<u8> = (0..100).flat_map(|_| raw(8, 0, 0x205)).collect();
+        let v4: Vec<u8> = (0..100).flat_map(|_| raw(8, 0, 0x203)).collect();
+        assert_eq!(Version::detect(None, &v3), Version::V3);
+        assert_eq!(Version::detect(None, &v4), Version::V4);
+    }
+
+    fn table(ips: &[u64], place: u64) -> Table<'static> {
+        let relative = |(index, ip): (usize, &u64)| {
+            (ip.wrapping_sub(place + index as u64 * 4) as i32).to_le_bytes()
+        };
+        let entry = |index: usize| raw(8 + index as i16 * 8, 0, 0x005);
+        Table {
+            place: VirtAddr(place),
+            ips: ips.iter().enumerate().flat_map(relative).collect::<Vec<u8>>().into(),
+            entries: (0..ips.len()).flat_map(entry).collect::<Vec<u8>>().into(),
+            version: Version::V1,
+        }
+    }
+
+    #[test]
+    fn last_entry_that_begins_before_an_instruction_rules_it() {
+        let table = table(&[0x8100_0000, 0x8100_0004, 0x8100_0010], 0x82c5_d44c);
+        let offset = |pc| table.find(VirtAddr(pc)).map(|entry| entry.sp_offset);
+        assert_eq!(offset(0x8100_0003), Some(8));
+        assert_eq!(offset(0x8100_0004), Some(16));
+        assert_eq!(offset(0x8fff_ffff), Some(24));
+        assert_eq!(offset(0x80ff_ffff), None);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_tables_never_panic(ips: Vec<u8>, entries: Vec<u8>, pc: u64) {
+            for version in [Version::V1, Version::V2, Version::V3, Version::V4] {
+                let (ips, entries) = (ips.clone().into(), entries.clone().into());
+                let _ = Table { place: VirtAddr(pc), ips, entries, version }.find(VirtAddr(pc));
+            }
+        }
     }
 }

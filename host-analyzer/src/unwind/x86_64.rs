@@ -140,7 +140,7 @@ struct State {
     sp: VirtAddr,
     bp: Option<u64>,
     /// All registers, right after an exception frame.
-    registers: Option<X86Registers>,
+    registers: Option<Box<X86Registers>>,
 }
 
 /// What a step came to.
@@ -294,7 +294,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
 
     fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
         let register = |index: usize, name: &str| {
-            let value = state.registers.and_then(|registers| registers.get(index));
+            let value = state.registers.as_ref().and_then(|registers| registers.get(index));
             value.ok_or_else(|| format!("its frame starts from {name}, whose value is not known"))
         };
         let bp = || state.bp.ok_or("its frame starts from rbp, whose value is not known");
@@ -340,7 +340,7 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
         return Step::End(End::UserMode(frame));
     }
     let (pc, sp, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
-    Step::To(State { pc, kind, sp, bp, registers: Some(registers) }, Some(frame))
+    Step::To(State { pc, kind, sp, bp, registers: Some(Box::new(registers)) }, Some(frame))
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
@@ -375,7 +375,8 @@ impl X86Unwinder<'_, '_> {
             let place = position(stacks, state.sp);
             let mut frame = frame_of(&state, exception.take());
             let step = self.step(&state, &mut frame);
-            let blind = frame.caller != CallerBy::Tables && self.linux.place(frame.lookup_pc()).is_none();
+            let blind =
+                frame.caller != CallerBy::Tables && self.linux.place(frame.lookup_pc()).is_none();
             frames.push(frame);
             let (next, from) = match step {
                 Ok(Step::To(next, from)) => (next, from),
