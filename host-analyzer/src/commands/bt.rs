@@ -129,7 +129,7 @@ fn chosen(
     }
     let mut tasks = Vec::new();
     if options.all_cpus {
-        for &cpu in &linux.percpu()?.online {
+        for &cpu in &linux.percpu()?.present {
             match linux.current(cpu) {
                 Ok(task) => tasks.push(task),
                 Err(error) => problems.push(format!("CPU {cpu}: {error}")),
@@ -164,9 +164,9 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// A tracer for the tasks of `linux`.
     #[must_use]
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
-        let online = linux.percpu().map(|percpu| percpu.online.clone()).unwrap_or_default();
+        let cpus = linux.percpu().map(|percpu| percpu.present.clone()).unwrap_or_default();
         let running = |cpu| linux.current(cpu).ok().map(|task| (cpu, task.address));
-        let running = online.into_iter().filter_map(running).collect();
+        let running = cpus.into_iter().filter_map(running).collect();
         Tracer { linux, unwinder: unwind::for_kernel(linux), running }
     }
 

@@ -56,7 +56,7 @@ const COMMON_SYMBOLS: &[&str] = &[
     "prb",
     "runqueues",
     "__cpu_online_mask",
-    "__cpu_possible_mask",
+    "__cpu_present_mask",
     "_totalram_pages",
     "avenrun",
     "cpu_khz",
