@@ -129,3 +129,34 @@ fn split(rest: &[String]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
     }
     Ok((vmlinux, tasks))
 }
+
+#[cfg(test)]
+mod tests {
+    use host_analyzer::VirtAddr;
+
+    use super::*;
+
+    fn split_of(rest: &[&str]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
+        split(&rest.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn command_line_makes_sense_to_clap() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn tasks_may_follow_the_dump_with_and_without_a_vmlinux() {
+        let address = TaskId::Address(VirtAddr(0xff31_9b5a_811f_20c0));
+        let (vmlinux, tasks) = split_of(&["vmlinux", "1", "ff319b5a811f20c0"]).unwrap();
+        assert_eq!((vmlinux, tasks), (Some("vmlinux".into()), vec![TaskId::Pid(1), address]));
+        let (vmlinux, tasks) = split_of(&["0xff319b5a811f20c0"]).unwrap();
+        assert_eq!((vmlinux, tasks), (None, vec![address]));
+    }
+
+    #[test]
+    fn second_word_that_names_no_task_is_refused() {
+        assert!(split_of(&["vmlinux", "vmlinux"]).is_err());
+    }
+}
