@@ -1,10 +1,8 @@
-//! Backtraces of kernel stacks.
-//!
-//! Without a task, that of the task that crashed. Real registers come first: what the crashing and
-//! the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
-//! followed across interrupt and exception stacks to user mode.
+//! `bt`: what [`Options`] says.
 
 use std::io::Write;
+
+use clap::Args;
 
 use crate::kernel::Kernel;
 use crate::kernel::dwarf::SourceFrame;
@@ -16,14 +14,23 @@ use crate::render::text;
 use crate::unwind::{self, End, Frame, Start, Trace, Unwinder};
 use crate::{Error, VirtAddr};
 
-/// What to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Backtraces of kernel stacks
+///
+/// Without a task, that of the task that crashed. Real registers come first: what the crashing and
+/// the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
+/// followed across interrupt and exception stacks to user mode. The number in brackets is where on
+/// the stack a frame's return address lies. With a vmlinux, functions that were inlined stand above
+/// the one they were inlined into, and each has its line.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The tasks to show, by PID or address; none means the one that crashed.
+    #[arg(skip)]
     pub tasks: Vec<TaskId>,
-    /// The tasks that ran, one per CPU.
+    /// The tasks that were running, one per CPU
+    #[arg(short, long)]
     pub all_cpus: bool,
-    /// Every task.
+    /// Every task
+    #[arg(long, conflicts_with = "all_cpus")]
     pub all_tasks: bool,
 }
 
