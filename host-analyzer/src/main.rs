@@ -1,5 +1,7 @@
 //! The program on the engineer's desk: reads the dump of a dead kernel.
 
+#![forbid(unsafe_code)]
+
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,22 +24,16 @@ struct Cli {
     command: Command,
 }
 
+/// What each of them does is said where its options are.
 #[derive(Subcommand)]
 enum Command {
-    /// Backtraces of kernel stacks
-    ///
-    /// Without a task, that of the task that crashed. Real registers come first: what the crashing
-    /// and the stopped CPUs saved; for other tasks, what they saved when they stopped running.
-    /// Frames are followed across interrupt and exception stacks to user mode.
     Bt(BtArgs),
-    /// The kernel's log, as dmesg prints it
     Log(LogArgs),
-    /// The machine and its crash at a glance
-    Sys(DumpArgs),
+    Sys(SysArgs),
 }
 
 #[derive(Args)]
-struct DumpArgs {
+struct Files {
     /// ELF core, or a reserved area: a disk, a partition, or an image of one
     dump: PathBuf,
     /// The kernel's vmlinux with debug information
@@ -51,21 +47,24 @@ struct BtArgs {
     /// The kernel's vmlinux with debug information, then tasks by PID or address
     #[arg(value_name = "VMLINUX | TASK")]
     rest: Vec<String>,
-    /// The tasks that were running, one per CPU
-    #[arg(short, long)]
-    all_cpus: bool,
-    /// Every task
-    #[arg(long, conflicts_with = "all_cpus")]
-    all_tasks: bool,
+    #[command(flatten)]
+    options: bt::Options,
 }
 
 #[derive(Args)]
 struct LogArgs {
     #[command(flatten)]
-    files: DumpArgs,
-    /// Show each record's level
-    #[arg(short, long)]
-    level: bool,
+    files: Files,
+    #[command(flatten)]
+    options: log::Options,
+}
+
+#[derive(Args)]
+struct SysArgs {
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    options: sys::Options,
 }
 
 fn main() -> ExitCode {
@@ -90,22 +89,23 @@ fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Bt(args) => {
             let (vmlinux, tasks) = split(&args.rest)?;
-            let options = bt::Options { tasks, all_cpus: args.all_cpus, all_tasks: args.all_tasks };
-            let files = DumpArgs { dump: args.dump.clone(), vmlinux };
+            let options = bt::Options { tasks, ..args.options.clone() };
+            let files = Files { dump: args.dump.clone(), vmlinux };
             with_kernel(&files, |kernel| bt::run(kernel, &options, &mut out))?;
         }
         Command::Log(args) => {
-            let options = log::Options { level: args.level };
-            with_kernel(&args.files, |kernel| log::run(kernel, &options, &mut out))?;
+            with_kernel(&args.files, |kernel| log::run(kernel, &args.options, &mut out))?;
         }
-        Command::Sys(files) => with_kernel(files, |kernel| sys::run(kernel, &mut out))?,
+        Command::Sys(args) => {
+            with_kernel(&args.files, |kernel| sys::run(kernel, &args.options, &mut out))?;
+        }
     }
     out.flush()?;
     Ok(())
 }
 
 fn with_kernel(
-    files: &DumpArgs,
+    files: &Files,
     command: impl FnOnce(&Kernel<'_>) -> Result<(), host_analyzer::Error>,
 ) -> anyhow::Result<()> {
     let dump = Dump::open(&files.dump)?;
@@ -128,4 +128,35 @@ fn split(rest: &[String]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
         }
     }
     Ok((vmlinux, tasks))
+}
+
+#[cfg(test)]
+mod tests {
+    use host_analyzer::VirtAddr;
+
+    use super::*;
+
+    fn split_of(rest: &[&str]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
+        split(&rest.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn command_line_makes_sense_to_clap() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn tasks_may_follow_the_dump_with_and_without_a_vmlinux() {
+        let address = TaskId::Address(VirtAddr(0xff31_9b5a_811f_20c0));
+        let (vmlinux, tasks) = split_of(&["vmlinux", "1", "ff319b5a811f20c0"]).unwrap();
+        assert_eq!((vmlinux, tasks), (Some("vmlinux".into()), vec![TaskId::Pid(1), address]));
+        let (vmlinux, tasks) = split_of(&["0xff319b5a811f20c0"]).unwrap();
+        assert_eq!((vmlinux, tasks), (None, vec![address]));
+    }
+
+    #[test]
+    fn second_word_that_names_no_task_is_refused() {
+        assert!(split_of(&["vmlinux", "vmlinux"]).is_err());
+    }
 }

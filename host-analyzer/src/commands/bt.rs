@@ -1,10 +1,8 @@
-//! Backtraces of kernel stacks.
-//!
-//! Without a task, that of the task that crashed. Real registers come first: what the crashing and
-//! the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
-//! followed across interrupt and exception stacks to user mode.
+//! `bt`: what [`Options`] says.
 
 use std::io::Write;
+
+use clap::Args;
 
 use crate::kernel::Kernel;
 use crate::kernel::dwarf::SourceFrame;
@@ -16,14 +14,23 @@ use crate::render::text;
 use crate::unwind::{self, End, Frame, Start, Trace, Unwinder};
 use crate::{Error, VirtAddr};
 
-/// What to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Backtraces of kernel stacks
+///
+/// Without a task, that of the task that crashed. Real registers come first: what the crashing and
+/// the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
+/// followed across interrupt and exception stacks to user mode. The number in brackets is where on
+/// the stack a frame's return address lies. With a vmlinux, functions that were inlined stand above
+/// the one they were inlined into, and each has its line.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// The tasks to show, by PID or address; none means the one that crashed.
+    #[arg(skip)]
     pub tasks: Vec<TaskId>,
-    /// The tasks that ran, one per CPU.
+    /// The tasks that were running, one per CPU
+    #[arg(short, long)]
     pub all_cpus: bool,
-    /// Every task.
+    /// Every task
+    #[arg(long, conflicts_with = "all_cpus")]
     pub all_tasks: bool,
 }
 
@@ -129,7 +136,7 @@ fn chosen(
     }
     let mut tasks = Vec::new();
     if options.all_cpus {
-        for &cpu in &linux.percpu()?.online {
+        for &cpu in &linux.percpu()?.present {
             match linux.current(cpu) {
                 Ok(task) => tasks.push(task),
                 Err(error) => problems.push(format!("CPU {cpu}: {error}")),
@@ -164,9 +171,9 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// A tracer for the tasks of `linux`.
     #[must_use]
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
-        let online = linux.percpu().map(|percpu| percpu.online.clone()).unwrap_or_default();
+        let cpus = linux.percpu().map(|percpu| percpu.present.clone()).unwrap_or_default();
         let running = |cpu| linux.current(cpu).ok().map(|task| (cpu, task.address));
-        let running = online.into_iter().filter_map(running).collect();
+        let running = cpus.into_iter().filter_map(running).collect();
         Tracer { linux, unwinder: unwind::for_kernel(linux), running }
     }
 

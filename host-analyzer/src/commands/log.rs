@@ -1,16 +1,21 @@
-//! The kernel's log, as dmesg prints it.
+//! `log`: what [`Options`] says.
 
 use std::io::Write;
+
+use clap::Args;
 
 use crate::Error;
 use crate::kernel::Kernel;
 use crate::linux::printk::Log;
 use crate::render::text;
 
-/// What to show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The kernel's log, as dmesg prints it
+///
+/// Reads the ring that kernels keep from 5.10 on. Times are seconds since boot.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Show each record's level.
+    /// Show each record's level: 0 (emergency) to 7 (debug)
+    #[arg(short, long)]
     pub level: bool,
 }
 

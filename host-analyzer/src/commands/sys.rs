@@ -1,6 +1,8 @@
-//! The machine and its crash at a glance.
+//! `sys`: what [`Options`] says.
 
 use std::io::Write;
+
+use clap::Args;
 
 use crate::Error;
 use crate::kernel::Kernel;
@@ -9,11 +11,18 @@ use crate::linux::printk::Log;
 use crate::render::text;
 use crate::source::Completeness;
 
+/// The machine and its crash at a glance
+///
+/// Names, clock, load and memory of the machine; why it died and which task killed it; and what the
+/// payload that wrote the dump has to say about it.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {}
+
 /// Runs the command. A row whose value cannot be read says so.
 ///
 /// # Errors
 /// [`Error::Output`].
-pub fn run(kernel: &Kernel<'_>, out: &mut dyn Write) -> Result<(), Error> {
+pub fn run(kernel: &Kernel<'_>, _: &Options, out: &mut dyn Write) -> Result<(), Error> {
     text::completeness(kernel.dump(), out)?;
     let linux = Linux::new(kernel);
     let mut rows = Rows::default();

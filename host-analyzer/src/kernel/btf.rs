@@ -60,6 +60,7 @@ pub struct Btf<'a> {
     starts: Vec<u32>,
     /// Structures and unions: (offset of the name, number).
     structures: Vec<(u32, TypeId)>,
+    whole: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +93,8 @@ impl<'a> Btf<'a> {
         let (Some(types), Some(strings)) = (section(8), section(16)) else {
             return Err("the sections of BTF lie outside of it".to_owned());
         };
-        let mut btf = Btf { data, types, strings, starts: Vec::new(), structures: Vec::new() };
+        let mut btf =
+            Btf { data, types, strings, starts: Vec::new(), structures: Vec::new(), whole: false };
         btf.index();
         Ok(btf)
     }
@@ -110,7 +112,14 @@ impl<'a> Btf<'a> {
             }
             at += size;
         }
+        self.whole = at == self.types.len();
         (self.starts, self.structures) = (starts, structures);
+    }
+
+    /// Whether every record could be read; false when damage hides all types behind it.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Number of types.
@@ -316,7 +325,7 @@ mod tests {
     #[test]
     fn members_are_found_by_name() {
         let types = types();
-        assert_eq!(types.len(), 6);
+        assert_eq!((types.len(), types.is_whole()), (6, true));
         assert_eq!(types.member("inner", "wide").unwrap().offset, 4);
         assert_eq!(types.member("inner", "none"), None);
         assert_eq!(types.member("none", "low"), None);
@@ -351,6 +360,16 @@ mod tests {
         lie[12] = 0xff;
         lie[13] = 0xff;
         assert!(Btf::parse(lie.into()).is_err());
+    }
+
+    #[test]
+    fn types_before_damage_stay_known() {
+        let mut blob = blob();
+        let outer = 24 + 16 + 12 + 24 + 36 + 36;
+        blob[outer + 7] = 31;
+        let types = Btf::parse(blob.into()).unwrap();
+        assert!(!types.is_whole());
+        assert!(types.member("inner", "low").is_some());
     }
 
     #[test]

@@ -278,3 +278,20 @@ fn tidy(base: &str, directory: &str, name: &str) -> String {
         _ => parts.split_off(shared.min(parts.len() - 1)).join("/"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_relative_to_the_source() {
+        let tree = "/build/linux-6.1";
+        assert_eq!(tidy(tree, "kernel", "panic.c"), "kernel/panic.c");
+        assert_eq!(tidy(tree, "./arch/x86/include/asm", "a.h"), "arch/x86/include/asm/a.h");
+        let out = "/build/linux-6.1/debian/build";
+        assert_eq!(tidy(out, "/build/linux-6.1/arch/x86", "entry.S"), "arch/x86/entry.S");
+        assert_eq!(tidy(out, "../../kernel", "panic.c"), "kernel/panic.c");
+        assert_eq!(tidy(tree, "/usr/include", "stdio.h"), "/usr/include/stdio.h");
+        assert_eq!(tidy("", "", ""), "/");
+    }
+}

@@ -56,7 +56,7 @@ const COMMON_SYMBOLS: &[&str] = &[
     "prb",
     "runqueues",
     "__cpu_online_mask",
-    "__cpu_possible_mask",
+    "__cpu_present_mask",
     "_totalram_pages",
     "avenrun",
     "cpu_khz",
@@ -248,12 +248,12 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoTypes`] says what is missing.
     pub fn types(&self) -> Result<&Btf<'d>, Error> {
         get_or_try(&self.types, || {
-            let error = match self.types_in_dump() {
-                Ok(types) => return Ok(types),
-                Err(error) => error,
-            };
+            let dump = self.types_in_dump();
+            if dump.as_ref().is_ok_and(Btf::is_whole) {
+                return dump;
+            }
             let section = self.vmlinux.map(|vmlinux| vmlinux.section(".BTF")).unwrap_or_default();
-            Btf::parse(section.into()).map_err(|_| error)
+            Btf::parse(section.into()).or(dump)
         })
     }
 
@@ -280,7 +280,14 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoMember`], [`Error::NoTypes`].
     pub fn offset(&self, name: &str, path: &str) -> Result<u64, Error> {
         let field = self.field(name, path)?;
-        let missing = || Error::NoMember(format!("struct {name} with member {path}"));
+        let missing = || match self.types() {
+            Ok(types) if !types.is_whole() => {
+                let known = types.len();
+                let what = format!("struct {name} is not among the first {known} types");
+                Error::NoTypes(format!("{what}, and BTF is damaged behind them"))
+            }
+            _ => Error::NoMember(format!("struct {name} with member {path}")),
+        };
         field.map(|field| field.offset as u64).ok_or_else(missing)
     }
 

@@ -10,8 +10,10 @@ const MAX_CPUS: u32 = 8192;
 #[derive(Clone, Debug)]
 pub struct PerCpu {
     offsets: Vec<u64>,
-    /// CPUs that ran.
+    /// CPUs that ran. A panic without kdump takes all but its own out of this.
     pub online: Vec<u32>,
+    /// CPUs that the machine had.
+    pub present: Vec<u32>,
 }
 
 impl PerCpu {
@@ -28,10 +30,11 @@ impl PerCpu {
         let table = memory.bytes(at, count * 8).reading("__per_cpu_offset")?;
         let offsets: Vec<u64> =
             (0..count).filter_map(|cpu| bytes::u64_at(&table, cpu * 8)).collect();
-        let online = mask(kernel, "__cpu_online_mask", count);
         // Without a mask every CPU that has an area counts.
-        let online = online.unwrap_or_else(|| (0..offsets.len() as u32).collect());
-        Ok(PerCpu { offsets, online })
+        let all = || (0..offsets.len() as u32).collect();
+        let online = mask(kernel, "__cpu_online_mask", count).unwrap_or_else(all);
+        let present = mask(kernel, "__cpu_present_mask", count).unwrap_or_else(|| online.clone());
+        Ok(PerCpu { offsets, online, present })
     }
 
     /// CPU `cpu`'s copy of the variable that the symbol table has at `symbol`.

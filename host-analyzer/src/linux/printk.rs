@@ -123,7 +123,9 @@ impl Log {
         ];
         SIGNS.iter().find_map(|sign| {
             let mut newest = self.records.iter().rev().flat_map(|record| record.text.lines());
-            newest.find(|line| line.contains(sign)).map(str::to_owned)
+            // The line that ends the report repeats the reason behind a mark of its own.
+            let wanted = |line: &&str| line.contains(sign) && !line.starts_with("---[");
+            newest.find(wanted).map(str::to_owned)
         })
     }
 }
@@ -265,7 +267,7 @@ OFFSET(prb_data_ring.data)=8
         memory.put(info + 16, &(text.len() as u16).to_le_bytes());
         memory.put(info + 19, &[6 << 5 | 1]);
         if blocks.0 & 1 == 0 {
-            let wrapped = blocks.0 / 256 != blocks.1 / 256 && blocks.1 % 256 != 0;
+            let wrapped = blocks.0 / 256 != blocks.1 / 256 && !blocks.1.is_multiple_of(256);
             let at = if wrapped { 0 } else { blocks.0 % 256 };
             memory.put(TEXT + at + 8, text.as_bytes());
         }
@@ -326,7 +328,8 @@ OFFSET(prb_data_ring.data)=8
         let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
         let oops = record("BUG: unable to handle page fault for address: 0");
         let panic = record("Kernel panic - not syncing: Fatal exception");
-        let log = Log { records: vec![oops.clone(), panic.clone()], damaged: 0 };
+        let end = record("---[ end Kernel panic - not syncing: Fatal exception ]---");
+        let log = Log { records: vec![oops.clone(), panic.clone(), end], damaged: 0 };
         assert_eq!(log.panic_line(), Some(panic.text));
         let log = Log { records: vec![record("hello"), oops.clone()], damaged: 0 };
         assert_eq!(log.panic_line(), Some(oops.text));

@@ -112,13 +112,14 @@ impl Linux<'_, '_> {
         note.prstatus.first().map(|status| status.registers.to_vec())
     }
 
-    /// A CPU without a note of its own is left out of the dump: notes and CPUs are matched by
-    /// order when there are as many of the one as of the other.
+    /// Notes do not say whose they are. QEMU writes one for each CPU; the kernel leaves out CPUs
+    /// that saved nothing, so that order tells only when there are as many notes as CPUs.
     fn note_in_order(&self, cpu: u32) -> Option<Vec<u8>> {
-        let notes = &self.kernel.notes().prstatus;
-        let online = &self.percpu().ok()?.online;
-        let index = online.iter().position(|&it| it == cpu)?;
-        let status = (notes.len() == online.len()).then(|| notes.get(index)).flatten()?;
+        let notes = self.kernel.notes();
+        let percpu = self.percpu().ok()?;
+        let cpus = if notes.by_qemu { &percpu.present } else { &percpu.online };
+        let index = cpus.iter().position(|&it| it == cpu)?;
+        let status = notes.prstatus.get(index).filter(|_| notes.prstatus.len() == cpus.len())?;
         Some(status.registers.to_vec())
     }
 }

@@ -198,3 +198,91 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let carry = u64::from(calendar_month <= 2);
     (cycle * 400 + year + carry, calendar_month, date)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VirtAddr;
+    use crate::kernel::dwarf::SourceFrame;
+    use crate::linux::Place;
+    use crate::unwind::{Frame, FrameKind, Register};
+
+    fn shown(write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn row(exception: Option<ExceptionFrame>) -> Row {
+        let frame = Frame {
+            pc: VirtAddr(0xffff_ffff_c025_6e19),
+            kind: FrameKind::ReturnAddress,
+            at: VirtAddr(0xffff_c900_001b_7d50),
+            exception,
+            caller: CallerBy::Tables,
+        };
+        let module = Some("fuse".to_owned());
+        let place = Some(Place { name: "fuse_dev_do_read".to_owned(), offset: 0xa29, module });
+        Row { frame, place, source: Vec::new(), left_stack: None }
+    }
+
+    #[test]
+    fn frame_reads_as_crash_prints_it() {
+        let text = shown(|out| frame(3, &row(None), out));
+        let expected = " #3 [ffffc900001b7d50] fuse_dev_do_read+0xa29 [fuse] at ffffffffc0256e19\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn inlined_functions_come_first_and_have_no_number() {
+        let position = |line| Position { file: Some("fs/fuse/dev.c".to_owned()), line };
+        let inlined = SourceFrame {
+            function: Some("fuse_wait".to_owned()),
+            inlined: true,
+            position: position(7),
+        };
+        let own = SourceFrame { function: None, inlined: false, position: position(1219) };
+        let text = shown(|out| frame(10, &Row { source: vec![inlined, own], ..row(None) }, out));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].contains("[inlined]") && lines[0].ends_with("fs/fuse/dev.c:7"));
+        assert!(lines[1].starts_with("#10 [") && lines[1].ends_with("fs/fuse/dev.c:1219"));
+    }
+
+    #[test]
+    fn registers_stand_three_in_a_row_above_the_frame_they_belong_to() {
+        let register = |name, digits| Register { name, value: 0x33, digits };
+        let registers =
+            vec![register("R8", 16), register("RFLAGS", 8), register("CS", 4), register("SS", 4)];
+        let exception = ExceptionFrame { at: VirtAddr(0), user: false, registers };
+        let text = shown(|out| frame(0, &row(Some(exception)), out));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "    [exception RIP: fuse_dev_do_read+0xa29 [fuse]]");
+        assert_eq!(lines[1], "     R8: 0000000000000033  RFLAGS: 00000033  CS: 0033");
+        assert_eq!(lines[2], "    SS: 0033");
+        assert!(lines[3].starts_with(" #0 ["));
+    }
+
+    #[test]
+    fn every_line_of_a_record_has_its_time() {
+        let text = "two\nlines".to_owned();
+        let record = Record { sequence: 1, time: 7_070_362_000, level: 5, text };
+        let shown = shown(|out| log_record(&record, true, out));
+        assert_eq!(shown, "<5>[    7.070362] two\n<5>[    7.070362] lines\n");
+    }
+
+    #[test]
+    fn dates_follow_the_calendar() {
+        assert_eq!(date(0), "Thu Jan  1 00:00:00 UTC 1970");
+        assert_eq!(date(951_782_400), "Tue Feb 29 00:00:00 UTC 2000");
+        assert_eq!(date(1_795_398_830), "Mon Nov 23 01:53:50 UTC 2026");
+        assert_eq!(date(4_107_542_399), "Sun Feb 28 23:59:59 UTC 2100");
+    }
+
+    #[test]
+    fn sizes_and_durations_are_short() {
+        assert_eq!(size(512), "512 bytes");
+        assert_eq!(size(464 << 20), "464.0 MB");
+        assert_eq!(duration(6), "00:00:06");
+        assert_eq!(duration(86400 * 3 + 3661), "3 days, 01:01:01");
+    }
+}

@@ -10,6 +10,8 @@ use crate::bytes;
 pub struct NoteBook<'a> {
     /// Registers, in the order of the notes: CPUs that saved none are left out.
     pub prstatus: Vec<Prstatus<'a>>,
+    /// Whether QEMU wrote the notes: then there is one for each CPU, stopped or not.
+    pub by_qemu: bool,
     /// The VMCOREINFO text.
     pub vmcoreinfo: Option<&'a [u8]>,
     /// What the payload that wrote the dump says about it.
@@ -23,6 +25,7 @@ impl<'a> NoteBook<'a> {
         for note in segments.flat_map(Notes::new) {
             match (note.name, note.kind) {
                 (b"CORE", note::NT_PRSTATUS) => book.prstatus.extend(Prstatus::parse(note.desc)),
+                (b"QEMU", _) => book.by_qemu = true,
                 (note::VMCOREINFO, _) => book.vmcoreinfo = Some(note.desc),
                 (record::NAME, record::KIND) => book.record = Record::from_desc(note.desc),
                 _ => {}
@@ -84,6 +87,7 @@ mod tests {
         assert_eq!(book.prstatus.len(), 1);
         assert_eq!((book.prstatus[0].pid, book.prstatus[0].registers[0]), (42, 7));
         assert_eq!(book.vmcoreinfo, Some(&b"OSRELEASE=6.1\n"[..]));
+        assert!(book.by_qemu);
         assert_eq!(book.record, None);
     }
 
