@@ -5,11 +5,14 @@
 use core::fmt;
 
 use format::BLOCK;
-use format::area::{Layout, State, Trailer, TrailerError};
+use format::area::{HEAD, Layout, State, Trailer, TrailerError};
 use format::gpt;
 
 use crate::options::To;
 use crate::{Disk, DiskError};
+
+/// Partitions of a disk about which is told why they are not written to.
+const NAMED_PARTITIONS: u32 = 16;
 
 /// A reserved area whose mark was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,9 @@ pub enum Unusable {
     },
     /// The mark has another uuid than the command line asks for.
     Foreign([u8; 16]),
+    /// The area begins with neither zeros nor a core: since it was reserved, somebody put something
+    /// else there.
+    Reused,
     /// The area holds a dump that nobody saved yet.
     Unsaved,
     /// The command line's `capture.to=` was not understood.
@@ -58,6 +64,9 @@ impl fmt::Display for Unusable {
             Unusable::Foreign(uuid) => {
                 write!(f, "another area than capture.to asks for: uuid {}", Uuid(uuid))
             }
+            Unusable::Reused => f.write_str(
+                "it was used for something else since it was reserved (anew: loader reserve)",
+            ),
             Unusable::Unsaved => f.write_str("it holds an unsaved dump (use: loader save)"),
             Unusable::Refused => {
                 f.write_str("capture.to was not understood, so nothing is written")
@@ -101,14 +110,21 @@ pub fn find(
         return None;
     };
     let mut found = None;
+    let mut told = 0;
     let _ = each_table_piece(disk, &header, sector, |disk, offset, bytes| {
         for entry in header.entries(offset, bytes) {
             let unit = u64::from(header.sector_size);
             let (start, size) = (entry.first_lba * unit, entry.sectors() * unit);
+            if found.is_some() {
+                return;
+            }
             match check(disk, start, size, to, scratch) {
-                Ok(area) if found.is_none() => found = Some(area),
-                Ok(_) => {}
-                Err(why) => refused(entry.index + 1, why),
+                Ok(area) => found = Some(area),
+                Err(why) if told < NAMED_PARTITIONS => {
+                    told += 1;
+                    refused(entry.index + 1, why);
+                }
+                Err(_) => {}
             }
         }
     });
@@ -172,6 +188,15 @@ fn check(
     }
     if trailer.state == State::Complete {
         return Err(Unusable::Unsaved);
+    }
+    for offset in (0..HEAD).step_by(BLOCK as usize) {
+        disk.read(start + offset, block).map_err(Unusable::Disk)?;
+        if offset == 0 && block.starts_with(b"\x7fELF") {
+            break;
+        }
+        if block.iter().any(|&byte| byte != 0) {
+            return Err(Unusable::Reused);
+        }
     }
     Ok(Area { start, layout, trailer })
 }

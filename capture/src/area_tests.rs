@@ -86,6 +86,24 @@ fn mark_for_an_area_of_another_size_is_refused() {
 }
 
 #[test]
+fn area_that_somebody_uses_for_something_else_is_refused() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE));
+    // Magic numbers of LUKS, of an md array and of btrfs.
+    for (at, magic) in
+        [(0, &b"LUKS\xba\xbe"[..]), (4096, b"\xfc\x4e\x2b\xa9"), (65600, b"_BHRfS_M")]
+    {
+        let place = at..at + magic.len();
+        disk.bytes[place.clone()].copy_from_slice(magic);
+        assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, Unusable::Reused)]));
+        disk.bytes[place].fill(0);
+    }
+    disk.bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    assert_eq!(search(&mut disk, To::AnyArea), Ok(0));
+}
+
+#[test]
 fn unsaved_dump_is_not_overwritten_but_a_partial_one_is() {
     let machine = FakeMachine::default();
     let mut disk = FakeDisk::new(SIZE, &machine);

@@ -78,8 +78,8 @@ impl fmt::Display for DiskError {
     }
 }
 
-/// A disk, addressed in bytes. Offsets of writes and lengths of all requests are multiples of
-/// [`format::BLOCK`], unless a call says otherwise.
+/// A disk, addressed in bytes. Writes are of whole blocks ([`format::BLOCK`]), at offsets that are
+/// multiples of the sector size: a partition need not begin at a multiple of 4 KiB.
 ///
 /// Writes are posted: they may be under way when the call returns, in any order, and an error may
 /// be told by a later call, but no later than by the next [`Disk::flush`].

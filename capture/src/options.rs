@@ -47,8 +47,8 @@ pub struct Console {
     pub baud: Option<u32>,
 }
 
-/// The payload's options. Unknown options are not the payload's and are ignored; values that are
-/// not understood are counted in `refused`, and the default stands.
+/// The payload's options. Unknown options are not the payload's and are ignored; a value that is
+/// not understood is told in `refused`, and the default stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options<'a> {
     /// `console=`

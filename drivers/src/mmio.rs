@@ -38,8 +38,8 @@ impl Mmio {
     /// Registers at `base`.
     ///
     /// # Safety
-    /// `base` must be mapped for `size` bytes as device memory, page-aligned, for as long as the
-    /// payload runs, and hold nothing that the compiler knows of.
+    /// `base` must be aligned to 4 bytes and mapped for `size` bytes as device memory for as long as
+    /// the payload runs, and hold nothing that the compiler knows of.
     #[must_use]
     pub const unsafe fn new(base: NonNull<u8>, size: u64) -> Mmio {
         Mmio { base, size }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! `loader reserve` writes the trailer once; it is the mark without which the payload writes
-//! nothing. The payload sets its state to [`State::Writing`] before the first data block and to
+//! nothing. It also clears the first [`HEAD`] bytes: an area that begins with anything but such zeros
+//! or a core was put to another use since, and its mark is stale. The payload sets its state to [`State::Writing`] before the first data block and to
 //! [`State::Complete`] after the last.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, LE, U32, U64};
@@ -17,6 +18,10 @@ use crate::{BLOCK, CRC_CHUNK, crc32};
 
 /// Bytes at the end of the area that hold the card block and the trailer.
 pub const TAIL: u64 = 64 * 1024;
+
+/// Bytes at the beginning that are zero while the area is empty: enough to show the superblock of
+/// any file system or container that is put over the area but leaves its last block alone.
+pub const HEAD: u64 = 128 * 1024;
 
 /// Size of the crash card block in bytes.
 pub const CARD_BLOCK: u64 = TAIL - BLOCK;

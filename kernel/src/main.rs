@@ -58,7 +58,8 @@ fn main(boot: &BootInfo) -> ! {
     }
 
     arch::paging::init();
-    let memory = PhysicalMemory { limit: boot.physical_limit };
+    let memory =
+        PhysicalMemory { limit: boot.physical_limit, own: boot.own_memory.clone(), old: None };
     let acpi = ACPI
         .call_once(|| boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&memory, root)));
     match arch::clock::ticks_per_second(acpi) {
@@ -66,7 +67,7 @@ fn main(boot: &BootInfo) -> ! {
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(boot, &options, &memory, acpi) {
+    match dump(&options, memory, acpi) {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
@@ -88,15 +89,10 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(
-    boot: &BootInfo,
-    options: &Options<'_>,
-    memory: &PhysicalMemory,
-    acpi: &Acpi,
-) -> Result<(), Failure> {
+fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Result<(), Failure> {
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
-    let mut machine = ThisMachine { memory };
+    let mut machine = ThisMachine { memory: &memory };
 
     // What memory there is, by the dead kernel's word.
     let at = options.elfcorehdr.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
@@ -109,14 +105,16 @@ fn dump(
     );
 
     // Where it may be written, and then the dump itself.
-    let memory_used = boot.own_memory.end - boot.own_memory.start;
+    let memory_used = memory.own.end - memory.own.start;
+    let memory = PhysicalMemory { old: Some(old), ..memory };
+    let mut machine = ThisMachine { memory: &memory };
     let mut job = Job {
         to: options.to,
         source: Source { headers: &headers, old },
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let complete = arch::pci::with_config_space(acpi.ecam, memory, |config| {
+    let complete = arch::pci::with_config_space(acpi.ecam, &memory, |config| {
         targets::dump_to_first(config, &mut machine, &mut job)
     })
     .map_err(Failure::Target)?;
@@ -141,7 +139,7 @@ fn dump(
 /// The machine as the dump logic sees it.
 pub struct ThisMachine<'a> {
     /// Its memory.
-    pub memory: &'a PhysicalMemory,
+    pub memory: &'a PhysicalMemory<'a>,
 }
 
 impl Machine for ThisMachine<'_> {

@@ -1,18 +1,40 @@
 //! Physical memory beyond the payload's own, through the windows of its page tables.
 
+use core::ops::Range;
+
+use capture::old::OldMemory;
 use drivers::mmio::Mmio;
 use drivers::pci::MapPage;
 use drivers::{PhysAddr, Physical};
 
 use crate::arch;
 
-/// All physical memory below `limit`: read-only, and every read may fail.
-pub struct PhysicalMemory {
+/// All physical memory: readable, and every read may fail; never written. Device registers are
+/// mapped only where no memory is, whatever firmware tables and BARs claim.
+pub struct PhysicalMemory<'a> {
     /// The first address that the processor cannot address.
     pub limit: u64,
+    /// The payload's own memory.
+    pub own: Range<u64>,
+    /// The dead kernel's memory; while it is not known, no device is mapped at all.
+    pub old: Option<&'a OldMemory>,
 }
 
-impl Physical for PhysicalMemory {
+impl PhysicalMemory<'_> {
+    /// Whether device registers may be at `at`.
+    fn may_be_device(&self, at: PhysAddr, size: u64) -> bool {
+        let Some(end) = at.0.checked_add(size).filter(|&end| end <= self.limit) else {
+            return false;
+        };
+        let apart = |start: u64, size: u64| end <= start || start + size <= at.0;
+        apart(self.own.start, self.own.end - self.own.start)
+            && self.old.is_some_and(|old| {
+                old.ranges().iter().all(|range| apart(range.source.0, range.size))
+            })
+    }
+}
+
+impl Physical for PhysicalMemory<'_> {
     fn read(&self, at: PhysAddr, mut into: &mut [u8]) -> bool {
         let mut address = at.0;
         while !into.is_empty() {
@@ -37,13 +59,12 @@ impl Physical for PhysicalMemory {
     }
 
     fn map_device(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
-        let end = at.0.checked_add(size)?;
-        (end <= self.limit).then(|| arch::paging::device_pages(at, size)).flatten()
+        self.may_be_device(at, size).then(|| arch::paging::device_pages(at, size)).flatten()
     }
 }
 
-impl MapPage for PhysicalMemory {
+impl MapPage for PhysicalMemory<'_> {
     fn with_page<T>(&self, at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Option<T> {
-        (at.0 < self.limit).then(|| arch::paging::with_device_page(at, with)).flatten()
+        self.may_be_device(at, 4096).then(|| arch::paging::with_device_page(at, with)).flatten()
     }
 }

@@ -10,15 +10,11 @@ use drivers::dma::DmaPool;
 use drivers::pci::{self, ConfigSpace, Function};
 use drivers::virtio::blk::VirtioBlk;
 use drivers::virtio::pci::{PciTransport, is_block_device};
-use heapless::Vec;
 
 use crate::arch;
 use crate::disk::ByteDisk;
 use crate::time::PayloadClock;
 use crate::{ThisMachine, say};
-
-/// Most PCI functions that are looked at.
-const MAX_FUNCTIONS: usize = 256;
 
 /// Why no disk holds the dump.
 pub enum Failure {
@@ -60,27 +56,23 @@ pub fn dump_to_first(
     machine: &mut ThisMachine<'_>,
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
-    let mut functions = Vec::<Function, MAX_FUNCTIONS>::new();
-    pci::each_function(config, &mut |at| {
-        let _ = functions.push(at);
-    });
-    // Nobody shut these devices down: from here on none of them writes to memory.
-    for &at in &functions {
-        pci::stop_bus_master(config, at);
-    }
+    // Nobody shut these devices down: from here on none that is found here writes to memory.
+    pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
 
     let pool = arch::dma_pool();
-    let mut failure = Failure::NoDisk;
-    for &at in functions.iter().filter(|&&at| is_block_device(pci::identity(config, at))) {
-        match try_disk(config, machine, pool, at, job) {
-            Ok(complete) => return Ok(complete),
+    let mut result = Err(Failure::NoDisk);
+    pci::each_function(config, &mut |at| {
+        if result.is_ok() || !is_block_device(pci::identity(config, at)) {
+            return;
+        }
+        match (try_disk(config, machine, pool, at, job), &result) {
             // What came closest to a dump says best why there is none.
-            Err(Failure::NoArea) if matches!(failure, Failure::Dump(_)) => {}
-            Err(error) => failure = error,
+            (Err(Failure::NoArea), Err(Failure::Dump(_))) => {}
+            (tried, _) => result = tried,
         }
         pci::stop_bus_master(config, at);
-    }
-    Err(failure)
+    });
+    result
 }
 
 fn try_disk(

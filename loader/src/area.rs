@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use format::BLOCK;
-use format::area::{Layout, Trailer, TrailerError};
+use format::area::{HEAD, Layout, Trailer, TrailerError};
 
 use crate::device::{Device, ReadAt};
 use crate::partition::{self, Partition};
@@ -139,12 +139,16 @@ impl<'device> Area<'device> {
         })
     }
 
-    /// Writes `trailer` in place of the area's and returns when it is on the medium.
+    /// Makes the area empty: the trailer first, then the beginning of the core, which the payload
+    /// wants to find cleared. Returns when both are on the medium.
     ///
     /// # Errors
-    /// The write or the flush failed.
-    pub fn write_trailer(&self, trailer: &Trailer) -> io::Result<()> {
-        self.device.write_durably(&trailer.to_block(), self.start + self.layout.trailer)
+    /// A write or the flush failed.
+    pub fn empty(&self) -> io::Result<()> {
+        let empty = Trailer::empty(self.trailer.uuid, self.trailer.area_size);
+        let trailer = Trailer { sequence: self.trailer.sequence, ..empty };
+        self.device.write_durably(&trailer.to_block(), self.start + self.layout.trailer)?;
+        self.device.write_durably(&[0; HEAD as usize], self.start)
     }
 
     /// The area's name for messages: the device's path and, if so, the partition's number.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use format::BLOCK;
-use format::area::{Layout, MIN_AREA, State, Trailer};
+use format::area::{HEAD, Layout, MIN_AREA, State, Trailer};
 use uuid::Uuid;
 
 use crate::area::Mark;
@@ -174,6 +174,9 @@ pub fn reserve(path: &Path, force: bool, system: &System) -> Result<Reserved, Re
     if !losses.is_empty() && !force {
         return Err(ReserveError::NotEmpty { path: path.to_path_buf(), losses: List(losses) });
     }
+    // The payload takes an area that begins with anything but zeros or a core for one that was put
+    // to another use since: a mark alone says nothing about what happened after it was made.
+    device.write_durably(&[0; HEAD as usize], 0).map_err(io_error("write to"))?;
     let trailer = new_trailer(mark, layout.area_size);
     device.write_durably(&trailer.to_block(), layout.trailer).map_err(io_error("write to"))?;
     Ok(Reserved {
@@ -213,14 +216,19 @@ fn losses(device: &Device, mark: Mark) -> io::Result<Vec<Loss>> {
         Mark::Valid(trailer, _) => vec![Loss::Dump { state: trailer.state }],
         other => vec![Loss::Mark(other)],
     };
-    // Memory of a crashed machine is full of its file systems' superblocks: in an area with a core,
-    // magic numbers say nothing about the disk.
-    let mut start = [0; 4];
-    device.read_at(&mut start, 0)?;
-    if !(matches!(mark, Mark::Valid(..)) && start == *b"\x7fELF") {
+    // Memory of a crashed machine is full of its file systems' superblocks: in an area that still
+    // begins as one, magic numbers behind its beginning say nothing about the disk.
+    if !(matches!(mark, Mark::Valid(..)) && begins_as_area(device)?) {
         losses.extend(signature::found_on(device).into_iter().map(Loss::Content));
     }
     Ok(losses)
+}
+
+/// Whether the device begins with a core, or cleared as areas are.
+fn begins_as_area(device: &Device) -> io::Result<bool> {
+    let mut head = [0; HEAD as usize];
+    device.read_at(&mut head, 0)?;
+    Ok(head.starts_with(b"\x7fELF") || head.iter().all(|&byte| byte == 0))
 }
 
 impl fmt::Display for Reserved {
@@ -238,8 +246,8 @@ impl fmt::Display for Reserved {
         if self.losses.iter().any(|loss| matches!(loss, Loss::Content(_))) {
             writeln!(
                 f,
-                "That content is still there, but everything on {path} will be overwritten at \
-                 the next crash. Do not mount it any more."
+                "Its first 128 KiB are gone, and everything else on {path} will be overwritten at the \
+                 next crash. Do not use it any more."
             )?;
         }
         self.write_size_hint(f)?;

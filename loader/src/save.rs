@@ -242,9 +242,7 @@ fn read_checksums(area: &Area<'_>) -> io::Result<Option<Vec<u32>>> {
 
 /// Calls the area empty; it keeps its uuid and its count of captures.
 fn mark_empty(area: &Area<'_>, saved: &Path) -> Result<(), SaveError> {
-    let Trailer { uuid, area_size, sequence, .. } = area.trailer;
-    let trailer = Trailer { sequence, ..Trailer::empty(uuid, area_size) };
-    area.write_trailer(&trailer).map_err(|source| SaveError::NotEmptied {
+    area.empty().map_err(|source| SaveError::NotEmptied {
         path: saved.to_path_buf(),
         area: area.name(),
         source,

@@ -13,15 +13,6 @@ const MAX_TABLE: u32 = 1 << 20;
 /// Most tables that the root table may list.
 const MAX_TABLES: u32 = 256;
 
-/// A register in port or memory space (Generic Address Structure).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Register {
-    /// An I/O port.
-    Port(u16),
-    /// An address in memory.
-    Memory(PhysAddr),
-}
-
 /// A range of memory-mapped PCI configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EcamRange {
@@ -51,8 +42,10 @@ pub struct SoftOff {
 pub struct Acpi {
     /// Port of the power management timer: 3 579 545 Hz, at least 24 bits.
     pub pm_timer: Option<u16>,
-    /// The reset register and the value to write.
-    pub reset: Option<(Register, u8)>,
+    /// The reset register's port and the value to write. A register in memory or in PCI
+    /// configuration space stays unknown: a wrong one would write to the dead kernel's memory, and
+    /// the machine has other ways to restart.
+    pub reset: Option<(u16, u8)>,
     /// How to switch off.
     pub soft_off: Option<SoftOff>,
     /// The first range of configuration space.
@@ -87,7 +80,7 @@ impl Acpi {
         let flags = word(112);
         self.pm_timer = port(76);
         if flags & 1 << 10 != 0 {
-            self.reset = register(physical, fadt, 116).map(|at| (at, byte(128)));
+            self.reset = register_port(physical, fadt, 116).map(|port| (port, byte(128)));
         }
         let extended = fadt.read(physical, 140).map_or(0, u64::from_le_bytes);
         let dsdt = if extended != 0 { extended } else { word(40).into() };
@@ -188,15 +181,12 @@ fn root_table(physical: &dyn Physical, rsdp: PhysAddr) -> Option<RootTable> {
     (table.signature == *b"RSDT").then_some(RootTable { table, wide: false })
 }
 
-/// A Generic Address Structure at `offset` of `table`.
-fn register(physical: &dyn Physical, table: &Table, offset: u32) -> Option<Register> {
+/// The port in the Generic Address Structure at `offset` of `table`, if it describes one.
+fn register_port(physical: &dyn Physical, table: &Table, offset: u32) -> Option<u16> {
+    const SYSTEM_IO: u8 = 1;
     let [space, ..] = table.read::<4>(physical, offset)?;
     let address = u64::from_le_bytes(table.read(physical, offset + 4)?);
-    match space {
-        0 if address != 0 => Some(Register::Memory(PhysAddr(address))),
-        1 => u16::try_from(address).ok().map(Register::Port),
-        _ => None,
-    }
+    u16::try_from(address).ok().filter(|&port| space == SYSTEM_IO && port != 0)
 }
 
 fn ecam(physical: &dyn Physical, mcfg: &Table) -> Option<EcamRange> {
@@ -320,7 +310,7 @@ mod tests {
         let (tables, rsdp) = machine();
         let acpi = Acpi::read(&tables, rsdp);
         assert_eq!(acpi.pm_timer, Some(0x608));
-        assert_eq!(acpi.reset, Some((Register::Port(0xcf9), 0x0f)));
+        assert_eq!(acpi.reset, Some((0xcf9, 0x0f)));
         let off = SoftOff { pm1a: 0x604, pm1b: None, sleep_type: (0, 5) };
         assert_eq!(acpi.soft_off, Some(off));
         let base = PhysAddr(0xb000_0000);

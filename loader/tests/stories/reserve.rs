@@ -3,18 +3,20 @@
 use std::fs::{self, File};
 
 use crate::images::{AREA, area_image, gpt_image, image, loader, patch, trailer};
-use format::area::{MIN_AREA, Reason, State};
+use format::area::{HEAD, MIN_AREA, Reason, State};
 use uuid::Uuid;
 
 #[test]
-fn reservation_writes_the_last_block_and_nothing_else() {
+fn reservation_writes_the_last_block_clears_the_beginning_and_nothing_else() {
     let (directory, path) = image("area", AREA);
     patch(&path, 0, &vec![0x5a; AREA as usize]);
     let before = fs::read(&path).unwrap();
     assert!(loader(&directory, &["reserve", "area"]).success);
     let after = fs::read(&path).unwrap();
     let trailer_at = AREA as usize - 4096;
-    assert!(before[..trailer_at] == after[..trailer_at]);
+    let head = HEAD as usize;
+    assert!(after[..head].iter().all(|&byte| byte == 0));
+    assert!(before[head..trailer_at] == after[head..trailer_at]);
     let trailer = trailer(&path);
     assert_eq!((trailer.state, trailer.area_size, trailer.sequence), (State::Empty, AREA, 0));
     assert_eq!(Uuid::from_bytes(trailer.uuid).get_version_num(), 4);

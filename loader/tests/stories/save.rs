@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::images::{
     AREA, area, area_image, core, gpt_image, loader, loader_after, patch, trailer,
 };
-use format::area::{Layout, Reason, State, Trailer};
+use format::area::{HEAD, Layout, Reason, State, Trailer};
 use tempfile::TempDir;
 
 /// Names in the directory `out`; none when it was not made.
@@ -70,7 +70,10 @@ fn dump_in_a_partition_is_saved_from_the_disk() {
     let trailer_at = (16 << 20) + AREA as usize - 4096;
     let block = trailer_at..trailer_at + 4096;
     assert_eq!(Trailer::parse(&after[block.clone()]).unwrap().state, State::Empty);
-    assert!(before[..block.start] == after[..block.start]);
+    let head = (16 << 20)..(16 << 20) + HEAD as usize;
+    assert!(after[head.clone()].iter().all(|&byte| byte == 0));
+    assert!(before[..head.start] == after[..head.start]);
+    assert!(before[head.end..block.start] == after[head.end..block.start]);
     assert!(before[block.end..] == after[block.end..]);
 }
 

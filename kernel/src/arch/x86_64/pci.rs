@@ -6,15 +6,18 @@ use x86_64::instructions::port::{Port, PortWriteOnly};
 
 use crate::memory::PhysicalMemory;
 
-/// Calls `with` with the machine's configuration space.
+/// Calls `with` with the machine's configuration space. Memory-mapped space that does not show the
+/// same host bridge as the ports is not believed.
 pub fn with_config_space<T>(
     range: Option<EcamRange>,
-    memory: &PhysicalMemory,
+    memory: &PhysicalMemory<'_>,
     with: impl FnOnce(&dyn ConfigSpace) -> T,
 ) -> T {
-    match range {
-        Some(range) => with(&Ecam { range, pages: memory }),
-        None => with(&ConfigPorts),
+    const HOST_BRIDGE: Function = Function { segment: 0, bus: 0, device: 0, function: 0 };
+    let ecam = range.map(|range| Ecam { range, pages: memory });
+    match ecam {
+        Some(ecam) if ecam.read(HOST_BRIDGE, 0) == ConfigPorts.read(HOST_BRIDGE, 0) => with(&ecam),
+        _ => with(&ConfigPorts),
     }
 }
 

@@ -2,12 +2,10 @@
 
 use core::arch::asm;
 
-use drivers::firmware::acpi::{Acpi, Register};
+use drivers::firmware::acpi::Acpi;
 use x86_64::VirtAddr;
 use x86_64::instructions::{hlt, interrupts, port::Port, port::PortWriteOnly, tables::lidt};
 use x86_64::structures::DescriptorTablePointer;
-
-use crate::arch::paging;
 
 /// Turns of a short wait; a port access takes about a microsecond.
 const WAIT: u32 = 100_000;
@@ -15,16 +13,9 @@ const WAIT: u32 = 100_000;
 /// Restarts the machine: ACPI reset register, keyboard controller, reset control register, and at
 /// last a triple fault, which no machine survives.
 pub fn reboot(acpi: Option<&Acpi>) -> ! {
-    if let Some((register, value)) = acpi.and_then(|acpi| acpi.reset) {
-        match register {
-            // SAFETY: FADT names this port for this.
-            Register::Port(port) => unsafe { PortWriteOnly::<u8>::new(port).write(value) },
-            Register::Memory(at) => {
-                if let Some(registers) = paging::device_pages(at, 1) {
-                    drivers::mmio::Registers::write8(&registers, 0, value);
-                }
-            }
-        }
+    if let Some((port, value)) = acpi.and_then(|acpi| acpi.reset) {
+        // SAFETY: FADT names this port for this.
+        unsafe { PortWriteOnly::<u8>::new(port).write(value) };
         wait();
     }
     // SAFETY: port 0x64 is the keyboard controller's, whose command 0xFE pulses the reset line;

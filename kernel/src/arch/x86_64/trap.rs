@@ -172,24 +172,37 @@ extern "C" fn handle(frame: &mut Frame) {
         // The dead kernel's watchdog, or somebody's button: the dump goes on.
         return;
     }
-    let begin = &raw const copy_old_begin as u64;
-    let end = &raw const copy_old_end as u64;
+    if frame.vector == MACHINE_CHECK && acknowledge_machine_check() && !is_copying(frame) {
+        // Broadcast from elsewhere, or found by a scrubber: nothing of ours is lost.
+        return;
+    }
     let expected = matches!(frame.vector, 12 | 13 | PAGE_FAULT | MACHINE_CHECK);
-    if expected && (begin..end).contains(&frame.rip) {
-        if frame.vector == MACHINE_CHECK {
-            acknowledge_machine_check();
-        }
+    if expected && is_copying(frame) {
         frame.rip = &raw const copy_old_failed as u64;
         return;
     }
     give_up(frame)
 }
 
+/// Whether the exception came at one of the instructions that copy old memory.
+fn is_copying(frame: &Frame) -> bool {
+    let begin = &raw const copy_old_begin as u64;
+    let end = &raw const copy_old_end as u64;
+    (begin..end).contains(&frame.rip)
+}
+
 /// Clears MCG_STATUS, so that the next machine check is an exception again and not a shutdown.
-fn acknowledge_machine_check() {
+/// Returns whether the interrupted code can go on (its bit RIPV; Intel SDM 3B, 16.3.1.2).
+fn acknowledge_machine_check() -> bool {
     const MCG_STATUS: u32 = 0x17a;
+    const RESTART_IP_VALID: u64 = 1;
+    let mut status = Msr::new(MCG_STATUS);
     // SAFETY: a machine check just happened, so the register exists.
-    unsafe { Msr::new(MCG_STATUS).write(0) };
+    unsafe {
+        let can_go_on = status.read() & RESTART_IP_VALID != 0;
+        status.write(0);
+        can_go_on
+    }
 }
 
 fn give_up(frame: &Frame) -> ! {
