@@ -3,7 +3,8 @@
 //! Only the compilation units that a wanted address lies in are looked at: `.debug_aranges` tells
 //! which (DWARF 5, 6.1.2). In a unit, whole functions are skipped until the right one comes.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use gimli::{
@@ -47,6 +48,8 @@ pub struct DebugInfo<'a> {
     /// How far KASLR moved the kernel.
     offset: u64,
     units: OnceCell<Vec<(u64, u64, DebugInfoOffset)>>,
+    /// What was found before: most tasks sleep in the same few functions.
+    known: RefCell<HashMap<VirtAddr, Vec<SourceFrame>>>,
 }
 
 impl<'a> DebugInfo<'a> {
@@ -57,13 +60,20 @@ impl<'a> DebugInfo<'a> {
         let load = |id: gimli::SectionId| Ok::<_, gimli::Error>(reader(id.name()));
         let dwarf = Dwarf::load(load).unwrap_or_default();
         let aranges = DebugAranges::from(reader(".debug_aranges"));
-        DebugInfo { dwarf, aranges, offset, units: OnceCell::new() }
+        let (units, known) = (OnceCell::new(), RefCell::default());
+        DebugInfo { dwarf, aranges, offset, units, known }
     }
 
     /// The functions at the instruction `pc`, innermost first. Empty when nothing is known of it.
     #[must_use]
     pub fn frames(&self, pc: VirtAddr) -> Vec<SourceFrame> {
-        self.try_frames(pc.0.wrapping_sub(self.offset)).ok().flatten().unwrap_or_default()
+        if let Some(frames) = self.known.borrow().get(&pc) {
+            return frames.clone();
+        }
+        let frames = self.try_frames(pc.0.wrapping_sub(self.offset)).ok().flatten();
+        let frames = frames.unwrap_or_default();
+        self.known.borrow_mut().insert(pc, frames.clone());
+        frames
     }
 
     fn try_frames(&self, pc: u64) -> gimli::Result<Option<Vec<SourceFrame>>> {

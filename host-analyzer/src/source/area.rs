@@ -4,10 +4,8 @@
 
 use std::ops::Range;
 
-use format::BLOCK;
 use format::area::{Layout, State, Trailer};
-
-use crate::bytes;
+use format::{BLOCK, gpt};
 
 /// A reserved area that was found.
 #[derive(Clone, Debug)]
@@ -57,34 +55,32 @@ fn area_in(disk: &[u8], range: Range<usize>) -> Option<AreaInfo> {
     Some(AreaInfo { trailer, core: range.start..range.start.checked_add(size as usize)? })
 }
 
-/// Bounds for a partition table that makes sense (UEFI 2.10, 5.3: 128 entries of 128 bytes).
-const MAX_PARTITIONS: u32 = 1024;
-
-/// The byte ranges of the GPT partitions of `disk`, for sectors of 512 and of 4096 bytes.
+/// The byte ranges of the GPT partitions of `disk`, for sectors of 512 and of 4096 bytes: those of
+/// the first table, or, when that one is damaged, of the backup at the end.
 fn gpt_partitions(disk: &[u8]) -> Vec<Range<usize>> {
-    [512, 4096].into_iter().find_map(|sector| gpt_with_sector(disk, sector)).unwrap_or_default()
+    let table = |sector: usize| {
+        let sectors = (disk.len() / sector) as u64;
+        let lbas = [gpt::PRIMARY_LBA, sectors.saturating_sub(1)];
+        lbas.into_iter().find_map(|lba| gpt_at(disk, sector, lba))
+    };
+    [512, 4096].into_iter().find_map(table).unwrap_or_default()
 }
 
-fn gpt_with_sector(disk: &[u8], sector: u64) -> Option<Vec<Range<usize>>> {
-    let header = disk.get(sector as usize..)?;
-    if !header.starts_with(b"EFI PART") {
-        return None;
-    }
-    let table = usize::try_from(bytes::u64_at(header, 72)?.checked_mul(sector)?).ok()?;
-    let count = bytes::u32_at(header, 80)?.min(MAX_PARTITIONS) as usize;
-    let size = bytes::u32_at(header, 84)? as usize;
-    if size < 128 {
-        return None;
-    }
-    let partition = |index: usize| {
-        let at = table.checked_add(index.checked_mul(size)?)?;
-        let first = bytes::u64_at(disk, at.checked_add(32)?)?;
-        let last = bytes::u64_at(disk, at.checked_add(40)?)?;
-        let end = usize::try_from(last.checked_add(1)?.checked_mul(sector)?).ok()?;
-        let start = usize::try_from(first.checked_mul(sector)?).ok()?;
-        (first != 0 && start < end && end <= disk.len()).then_some(start..end)
+fn gpt_at(disk: &[u8], sector: usize, lba: u64) -> Option<Vec<Range<usize>>> {
+    let bytes = |lba: u64, count: u64| {
+        let start = usize::try_from(lba).ok()?.checked_mul(sector)?;
+        disk.get(start..start.checked_add(usize::try_from(count).ok()?.checked_mul(sector)?)?)
     };
-    Some((0..count).filter_map(partition).collect())
+    let header = gpt::Header::parse(bytes(lba, 1)?, lba, (disk.len() / sector) as u64).ok()?;
+    let table = bytes(header.entries_lba, header.table_sectors())?;
+    let mut check = header.table_check();
+    check.update(table);
+    let byte = |lba: u64| usize::try_from(lba).ok()?.checked_mul(sector);
+    let range = |entry: gpt::Entry| {
+        let range = byte(entry.first_lba)?..byte(entry.last_lba.checked_add(1)?)?;
+        (range.end <= disk.len()).then_some(range)
+    };
+    check.is_intact().then(|| header.entries(0, table).filter_map(range).collect())
 }
 
 #[cfg(test)]
@@ -111,14 +107,33 @@ mod tests {
         let mut disk = vec![0; start];
         disk.extend_from_slice(area);
         disk.resize(disk.len() + 34 * 512, 0);
-        disk[512..520].copy_from_slice(b"EFI PART");
-        disk[512 + 72..][..8].copy_from_slice(&2u64.to_le_bytes());
-        disk[512 + 80..][..4].copy_from_slice(&128u32.to_le_bytes());
-        disk[512 + 84..][..4].copy_from_slice(&128u32.to_le_bytes());
         let last = ((start + area.len()) / 512 - 1) as u64;
-        disk[1024 + 128 + 32..][..8].copy_from_slice(&2048u64.to_le_bytes());
-        disk[1024 + 128 + 40..][..8].copy_from_slice(&last.to_le_bytes());
+        let sectors = (disk.len() / 512) as u64;
+        disk[1024 + 128..][..16].fill(7);
+        put(&mut disk, 1024 + 128 + 32, &2048u64.to_le_bytes());
+        put(&mut disk, 1024 + 128 + 40, &last.to_le_bytes());
+        put(&mut disk, 512, b"EFI PART");
+        put(&mut disk, 512 + 12, &92u32.to_le_bytes());
+        for (at, value) in [(24, 1u64), (40, 34), (48, sectors - 34), (72, 2)] {
+            put(&mut disk, 512 + at, &value.to_le_bytes());
+        }
+        let table = format::crc32(&disk[1024..1024 + 128 * 128]);
+        for (at, value) in [(80, 128u32), (84, 128), (88, table)] {
+            put(&mut disk, 512 + at, &value.to_le_bytes());
+        }
+        seal(&mut disk);
         (disk, start)
+    }
+
+    fn put(disk: &mut [u8], at: usize, bytes: &[u8]) {
+        disk[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Makes the checksum of the GPT header right.
+    fn seal(disk: &mut [u8]) {
+        put(disk, 512 + 16, &[0; 4]);
+        let crc = format::crc32(&disk[512..512 + 92]);
+        put(disk, 512 + 16, &crc.to_le_bytes());
     }
 
     #[test]
@@ -157,7 +172,8 @@ mod tests {
         #[test]
         fn damaged_partition_tables_never_panic(at in 512usize..1400, value: u64, cut in 0usize..99) {
             let (mut disk, _) = partitioned(&area(State::Complete, 8192));
-            disk[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            put(&mut disk, at, &value.to_le_bytes());
+            seal(&mut disk);
             disk.truncate(disk.len() - cut * 512);
             let _ = find(&disk);
         }

@@ -104,7 +104,9 @@ impl Dump {
     pub fn completeness(&self) -> Completeness {
         let area = self.area.as_ref().and_then(AreaInfo::problem);
         let core = self.core.problem(self.core_bytes().len());
-        let reasons: Vec<String> = area.into_iter().chain(core).collect();
+        let record = self.notes().record.filter(|record| record.complete.get() != 1);
+        let note = record.map(|_| "the payload's own note says that it did not finish".to_owned());
+        let reasons: Vec<String> = area.into_iter().chain(core).chain(note).collect();
         if reasons.is_empty() {
             Completeness::Complete
         } else {
