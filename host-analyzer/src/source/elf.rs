@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::Elf;
-use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_CORE, Header};
+use goblin::elf::header::{
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_CORE, ET_DYN, ET_EXEC, Header,
+};
 use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
 use goblin::elf::section_header::SectionHeader;
 
@@ -201,10 +203,9 @@ fn parse_header(bytes: &[u8]) -> Result<Header, String> {
     }
     let header = Elf::parse_header(bytes).map_err(|_| "its ELF header is cut short".to_owned())?;
     if header.e_type != ET_CORE {
-        return Err(format!(
-            "an ELF file of type {}, not a core; is it the vmlinux, given first?",
-            header.e_type
-        ));
+        let program = matches!(header.e_type, ET_EXEC | ET_DYN);
+        let hint = if program { " (perhaps the vmlinux, given first)" } else { "" };
+        return Err(format!("an ELF file of type {}, not a core{hint}", header.e_type));
     }
     Ok(header)
 }
