@@ -136,7 +136,7 @@ fn first_block(dumped: &Dumped) -> Result<Duration> {
 }
 
 fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
-    let printed = trace::of_console(&dumped.crashed.text())?;
+    let printed = trace::of_kernel(&peers::kernel_log(&bench()?.fixtures, &dumped.dump)?)?;
     let ours = backtrace(dumped, true)?;
     same(&listing(from_crash(&ours)?), &listing(from_crash(&printed)?), "the kernel printed")
 }
@@ -168,7 +168,7 @@ fn same_function(ours: &Frame, theirs: &Frame) -> bool {
 }
 
 fn crash_9_shows_the_backtrace_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
-    let printed = trace::of_console(&dumped.crashed.text())?;
+    let printed = trace::of_kernel(&peers::kernel_log(&bench()?.fixtures, &dumped.dump)?)?;
     let printed: Vec<String> =
         from_crash(&printed)?.iter().map(|frame| frame.function.clone()).collect();
     let crash = peers::crash(&bench()?.fixtures, &dumped.dump, vmlinux()?)?;

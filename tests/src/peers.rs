@@ -72,6 +72,19 @@ pub fn gdb(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The kernel's log, as makedumpfile takes it out of `dump`: what the kernel printed on its console,
+/// without what an emulated serial line under load can do to it (characters that come twice).
+///
+/// # Errors
+/// When makedumpfile cannot be had or does not do that.
+pub fn kernel_log(fixtures: &Fixtures, dump: &Path) -> Result<String> {
+    let work = tempfile::tempdir()?;
+    let log = work.path().join("log");
+    let mut command = fixtures.packages("makedumpfile")?.command("usr/bin/makedumpfile")?;
+    process::run(command.arg("--dump-dmesg").arg(dump).arg(&log))?;
+    Ok(String::from_utf8_lossy(&std::fs::read(log)?).into_owned())
+}
+
 /// Has makedumpfile filter and compress `dump` (`-d 31 -l`) and take the kernel's log out of it.
 ///
 /// # Errors
@@ -80,14 +93,11 @@ pub fn makedumpfile(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     let tools = fixtures.packages("makedumpfile")?;
     let work = tempfile::tempdir()?;
     let filtered = work.path().join("filtered");
-    let log = work.path().join("log");
     let mut command = tools.command("usr/bin/makedumpfile")?;
     process::run(command.args(["-d", "31", "-l"]).arg(dump).arg(&filtered))?;
     let (all, left) = (dump.metadata()?.len(), filtered.metadata()?.len());
     ensure!(left > 1 << 20 && left < all / 4, "{left} of {all} bytes left after filtering");
-    let mut command = tools.command("usr/bin/makedumpfile")?;
-    process::run(command.arg("--dump-dmesg").arg(dump).arg(&log))?;
-    let log = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+    let log = kernel_log(fixtures, dump)?;
     ensure!(log.contains("Kernel panic - not syncing"), "no panic in the log:\n{log}");
     Ok(())
 }

@@ -20,7 +20,7 @@ pub struct Frame {
 ///
 /// # Errors
 /// When there is none.
-pub fn of_console(text: &str) -> Result<Vec<Frame>> {
+pub fn of_kernel(text: &str) -> Result<Vec<Frame>> {
     let (_, after) = text.split_once("Kernel panic - not syncing").context("no panic message")?;
     let mut frames = Vec::new();
     let mut in_trace = false;
@@ -114,7 +114,7 @@ mod tests {
                     [    4.6] Call Trace:\n[    4.6]  <TASK>\n[    4.6]  panic+0x118/0x2f4\n\
                     [    4.6]  ? _printk+0x68/0x83\n[    4.6]  sysrq_handle_crash+0x16/0x20\n\
                     [    4.6] RIP: 0033:0x47b7a0\n[    4.6]  </TASK>\n[    4.6]  later+0x1/0x2\n";
-        let frames = of_console(text).unwrap();
+        let frames = of_kernel(text).unwrap();
         assert_eq!(listing(&frames), ["panic+0x118", "sysrq_handle_crash+0x16"]);
         assert_eq!(listing(from_crash(&frames).unwrap()), ["sysrq_handle_crash+0x16"]);
     }
