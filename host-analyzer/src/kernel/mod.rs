@@ -57,7 +57,6 @@ const COMMON_SYMBOLS: &[&str] = &[
     "runqueues",
     "__cpu_online_mask",
     "__cpu_present_mask",
-    "_totalram_pages",
     "avenrun",
     "cpu_khz",
     "node_data",

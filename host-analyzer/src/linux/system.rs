@@ -1,6 +1,6 @@
 //! The machine as a whole: names, clock, load, memory.
 
-use crate::{Error, ReadContext, bytes};
+use crate::{Error, ReadContext, VirtAddr, bytes};
 
 use super::Linux;
 
@@ -77,14 +77,28 @@ impl Linux<'_, '_> {
         Ok([word(0), word(1), word(2)])
     }
 
-    /// The kernel's RAM in bytes (`_totalram_pages`), pages of 4 KiB.
+    /// RAM in bytes: the pages present in all nodes. That is what crash calls MEMORY; the kernel's
+    /// own `_totalram_pages` leaves out what it keeps for itself.
     ///
     /// # Errors
-    /// [`Error::NoSymbol`], [`Error::Read`].
+    /// [`Error::VmcoreinfoKey`], [`Error::NoMember`], [`Error::Read`].
     pub fn memory_size(&self) -> Result<u64, Error> {
-        let at = self.kernel.need_symbol("_totalram_pages", "the size of memory is unknown")?;
-        let pages = self.kernel.memory().u64(at).reading("_totalram_pages")?;
-        Ok(pages.saturating_mul(4096))
+        const MAX_NODES: u64 = 4096;
+        let (kernel, info) = (self.kernel, self.kernel.vmcoreinfo());
+        let nodes = info.need_symbol("node_data")?;
+        let count = info.length("node_data").unwrap_or(1).min(MAX_NODES) as usize;
+        let present = kernel.offset("pglist_data", "node_present_pages")?;
+        let page_size = info.get("PAGESIZE").and_then(|size| size.parse().ok()).unwrap_or(4096);
+        let pointers = kernel.memory().bytes(nodes, count * 8).reading("node_data")?;
+        let mut pages = 0u64;
+        for index in 0..count {
+            let node = VirtAddr(bytes::u64_at(&pointers, index * 8).unwrap_or(0));
+            if !node.is_null() {
+                let there = kernel.memory().u64(node.offset(present)).reading("a node's size")?;
+                pages = pages.saturating_add(there);
+            }
+        }
+        Ok(pages.saturating_mul(page_size))
     }
 
     /// The CPU's clock rate in MHz (`cpu_khz`, x86).
