@@ -59,9 +59,20 @@ fn area_that_is_too_small_is_left_alone() -> Result<()> {
     let directory = directory("areas/too-small")?;
     let disk = sparse_image(&directory.join("disk.img"), 64 << 20)?;
     bench()?.loader.reserve(&disk.image)?;
-    scribble(&disk.image, 0)?;
+    scribble(&disk.image, 1 << 20)?;
     let crashed = refused("areas/too-small", &Scenario::default(), vec![disk])?;
     crashed.expect_payload_line("too small")?;
+    Ok(())
+}
+
+#[test]
+fn area_that_somebody_has_used_for_something_else_is_left_alone() -> Result<()> {
+    let directory = directory("areas/reused")?;
+    let scenario = Scenario::default();
+    let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
+    scribble(&disk.image, 0)?;
+    let crashed = refused("areas/reused", &scenario, vec![disk])?;
+    crashed.expect_payload_line("used for something else since it was reserved")?;
     Ok(())
 }
 
