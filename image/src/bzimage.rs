@@ -3,6 +3,7 @@
 //! Source: Documentation/arch/x86/boot.rst, kernel 6.1; what kexec makes of each field was
 //! measured with kexec-tools 2.0.25 and `kexec_file_load` of kernel 6.1.
 
+use goblin::elf::reloc::R_X86_64_RELATIVE;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, LE, U16, U32, U64, Unalign};
 
 use crate::{Error, flat::Flat};
@@ -76,6 +77,10 @@ pub fn wrap(elf: &[u8]) -> Result<Vec<u8>, Error> {
     let flat = Flat::from_elf(elf)?;
     if flat.entry != ENTRY_64 {
         return Err(Error::Entry { found: flat.entry, wanted: ENTRY_64 });
+    }
+    // The payload's first instructions apply relocations of this type and know no other.
+    if let Some(&other) = flat.relocations.iter().find(|&&kind| kind != R_X86_64_RELATIVE) {
+        return Err(Error::Relocation(other));
     }
     let payload_bytes = flat.bytes.len().next_multiple_of(16);
     let header = SetupHeader {
@@ -175,5 +180,26 @@ mod tests {
     fn entry_elsewhere_is_refused() {
         let file = elf(0x100, &[(0, &[0x90; 0x300], 0x300)]);
         assert!(matches!(wrap(&file), Err(Error::Entry { found: 0x100, wanted: 0x200 })));
+    }
+
+    /// A linked file with one relocation of type `kind`, named by a dynamic section.
+    fn elf_with_relocation(kind: u8) -> Vec<u8> {
+        const DYNAMIC: u8 = 2;
+        let mut text = [0x90; 0x300];
+        text[0x280..0x298].fill(0);
+        text[0x288] = kind;
+        let table: Vec<u8> = [7u64, 0x280, 8, 24].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let mut file = elf(0x200, &[(0, &text, 0x300), (0x1000, &table, 32)]);
+        let second_header = 64 + 56;
+        file[second_header] = DYNAMIC;
+        file
+    }
+
+    #[test]
+    fn relocation_that_the_payload_cannot_apply_is_refused() {
+        const GLOB_DAT: u8 = 6;
+        assert!(wrap(&elf_with_relocation(R_X86_64_RELATIVE as u8)).is_ok());
+        let refused = wrap(&elf_with_relocation(GLOB_DAT));
+        assert!(matches!(refused, Err(Error::Relocation(6))), "{refused:?}");
     }
 }

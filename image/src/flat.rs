@@ -1,7 +1,9 @@
 //! The memory image of a linked ELF file: what its PT_LOADs put into memory, from address 0 on.
 
+use goblin::elf64::dynamic::{DT_RELA, DT_RELASZ};
 use goblin::elf64::header::{Header, SIZEOF_EHDR};
-use goblin::elf64::program_header::{PT_LOAD, ProgramHeader, SIZEOF_PHDR};
+use goblin::elf64::program_header::{PT_DYNAMIC, PT_LOAD, ProgramHeader, SIZEOF_PHDR};
+use goblin::elf64::reloc::{SIZEOF_RELA, r_type};
 
 use crate::Error;
 
@@ -14,6 +16,8 @@ pub(crate) struct Flat {
     pub memory_size: u64,
     /// Offset of the first instruction.
     pub entry: u64,
+    /// Types of the relocations that the payload has to apply to itself.
+    pub relocations: Vec<u32>,
 }
 
 impl Flat {
@@ -25,20 +29,51 @@ impl Flat {
         if header.e_ident[..6] != *b"\x7fELF\x02\x01" {
             return Err(Error::Elf("no ELF64 little-endian magic"));
         }
-        let mut flat = Flat { bytes: Vec::new(), memory_size: 0, entry: header.e_entry };
+        let mut flat = Flat {
+            bytes: Vec::new(),
+            memory_size: 0,
+            entry: header.e_entry,
+            relocations: Vec::new(),
+        };
+        let mut dynamic = None;
         for index in 0..u64::from(header.e_phnum) {
             let at = header.e_phoff.saturating_add(index * SIZEOF_PHDR as u64);
             let bytes = slice(elf, at, SIZEOF_PHDR as u64)
                 .ok_or(Error::Elf("program headers cut short"))?;
             let segment = ProgramHeader::from_bytes(bytes, 1)[0];
-            if segment.p_type == PT_LOAD && segment.p_memsz != 0 {
-                flat.place(elf, &segment)?;
+            match segment.p_type {
+                PT_LOAD if segment.p_memsz != 0 => flat.place(elf, &segment)?,
+                PT_DYNAMIC => dynamic = Some(segment),
+                _ => {}
             }
+        }
+        if let Some(segment) = dynamic {
+            let table = slice(elf, segment.p_offset, segment.p_filesz)
+                .ok_or(Error::Elf("the dynamic section is not in the file"))?;
+            flat.relocations = flat.relocations(table)?;
         }
         if flat.bytes.is_empty() {
             return Err(Error::Elf("nothing to load"));
         }
         Ok(flat)
+    }
+
+    /// Types of the relocations that the dynamic section `table` names.
+    fn relocations(&self, table: &[u8]) -> Result<Vec<u32>, Error> {
+        let words = |bytes: &[u8]| -> Vec<u64> {
+            bytes
+                .chunks_exact(8)
+                .map(|word| word.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
+                .collect()
+        };
+        let entries = words(table);
+        let value = |tag| {
+            let entry = entries.chunks_exact(2).find(|entry| entry[0] == tag);
+            entry.map_or(0, |entry| entry[1])
+        };
+        let bytes = slice(&self.bytes, value(DT_RELA), value(DT_RELASZ))
+            .ok_or(Error::Elf("its relocations are not in the image"))?;
+        Ok(bytes.chunks_exact(SIZEOF_RELA).map(|entry| r_type(words(entry)[1])).collect())
     }
 
     fn place(&mut self, elf: &[u8], segment: &ProgramHeader) -> Result<(), Error> {

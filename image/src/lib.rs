@@ -37,6 +37,9 @@ pub enum Error {
         /// Where it must be.
         wanted: u64,
     },
+    /// A relocation that the payload does not apply to itself.
+    #[error("relocation of type {0}, which the payload's entry code does not know")]
+    Relocation(u32),
     /// An image that is read back is not one of ours.
     #[error("not a bzImage of ours: {0}")]
     NotOurs(&'static str),
