@@ -25,6 +25,7 @@ use capture::{Machine, OldPhys, Unreadable};
 use drivers::clock::Clock;
 use drivers::firmware::acpi::Acpi;
 use drivers::{PhysAddr, Physical};
+use format::area::Reason;
 use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
@@ -78,6 +79,8 @@ fn main(boot: &BootInfo) -> ! {
 enum Failure {
     Elfcorehdr(elfcorehdr::Error),
     Target(targets::Failure),
+    /// The dump is whole but for ranges of memory that there was no room to remember.
+    TooManyRanges,
 }
 
 impl fmt::Display for Failure {
@@ -85,6 +88,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Elfcorehdr(error) => error.fmt(f),
             Failure::Target(error) => error.fmt(f),
+            Failure::TooManyRanges => f.write_str(Reason::TooManyRanges.text()),
         }
     }
 }
@@ -133,7 +137,7 @@ fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Resul
         complete.size / bulk_us.max(1),
         memory_used >> 10
     );
-    Ok(())
+    if old.truncated { Err(Failure::TooManyRanges) } else { Ok(()) }
 }
 
 /// The machine as the dump logic sees it.
