@@ -110,10 +110,10 @@ fn with_kernel(
 ) -> anyhow::Result<()> {
     let dump = Dump::open(&files.dump)?;
     let vmlinux = files.vmlinux.as_deref().map(Vmlinux::open).transpose()?;
+    let kernel = Kernel::open(&dump, vmlinux.as_ref())?;
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
     }
-    let kernel = Kernel::open(&dump, vmlinux.as_ref())?;
     Ok(command(&kernel)?)
 }
 

@@ -22,8 +22,8 @@ struct Arguments {
 enum Command {
     /// Reserve a block device or an image file for crash dumps.
     ///
-    /// Writes a mark into the last 4 KiB. The payload writes a dump only where it finds the mark,
-    /// and then overwrites everything from the first byte on.
+    /// Writes a mark into the last 4 KiB and clears the first 128 KiB. The payload writes a dump only
+    /// where it finds the mark, and then overwrites everything from the first byte on.
     Reserve {
         /// A whole disk, a partition, or the image of one.
         path: PathBuf,

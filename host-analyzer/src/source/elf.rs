@@ -52,8 +52,9 @@ pub struct ElfCore {
     notes: Vec<Range<usize>>,
     segments: Vec<Segment>,
     ranges: Vec<Range<u64>>,
-    /// Bytes that the headers promise and the file does not have.
-    missing: u64,
+    /// Where the file ends by its headers. Segments may share bytes (the kernel's text does), so
+    /// their sizes say nothing about it.
+    promised_end: u64,
     headers_missing: u64,
 }
 
@@ -76,7 +77,7 @@ impl ElfCore {
             notes: Vec::new(),
             segments: Vec::new(),
             ranges: Vec::new(),
-            missing: 0,
+            promised_end: 0,
             headers_missing: promised - count as u64,
         };
         for header in &headers {
@@ -98,13 +99,15 @@ impl ElfCore {
     fn add(&mut self, header: &ProgramHeader, length: u64) {
         let start = header.p_offset.min(length);
         let stored = header.p_filesz.min(length - start);
+        if matches!(header.p_type, PT_NOTE | PT_LOAD) {
+            let end = header.p_offset.saturating_add(header.p_filesz);
+            self.promised_end = self.promised_end.max(end);
+        }
         match header.p_type {
             PT_NOTE => {
-                self.missing += header.p_filesz - stored;
                 self.notes.push(start as usize..(start + stored) as usize);
             }
             PT_LOAD => {
-                self.missing = self.missing.saturating_add(header.p_filesz - stored);
                 // Bytes that were cut off are not zeros: the segment ends with the file.
                 let cut = stored < header.p_filesz;
                 let size = if cut { stored } else { header.p_memsz.max(stored) };
@@ -178,9 +181,9 @@ impl ElfCore {
         if self.headers_missing != 0 {
             reasons.push(format!("{} program headers are cut off", self.headers_missing));
         }
-        if self.missing != 0 {
-            let whole = self.missing.saturating_add(length as u64);
-            reasons.push(format!("{} of {whole} bytes are cut off", self.missing));
+        let missing = self.promised_end.saturating_sub(length as u64);
+        if missing != 0 {
+            reasons.push(format!("{missing} of {} bytes are cut off", self.promised_end));
         }
         (!reasons.is_empty()).then(|| reasons.join(", "))
     }

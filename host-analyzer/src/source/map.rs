@@ -18,6 +18,9 @@ use crate::Error;
 pub fn map(path: &Path) -> Result<Mmap, Error> {
     let io = |error| Error::Io { path: path.to_owned(), error };
     let mut file = File::open(path).map_err(io)?;
+    if file.metadata().map_err(io)?.is_dir() {
+        return Err(io(std::io::ErrorKind::IsADirectory.into()));
+    }
     // The size of a block device is where its end is; its metadata says 0.
     let size = file.seek(SeekFrom::End(0)).map_err(io)?;
     let size = usize::try_from(size).map_err(|_| io(std::io::ErrorKind::FileTooLarge.into()))?;
