@@ -11,8 +11,10 @@ mod boot;
 mod console;
 mod disk;
 mod memory;
+mod stack;
 mod targets;
 mod time;
+mod windows;
 
 use core::fmt;
 use core::panic::PanicInfo;
@@ -51,24 +53,22 @@ static ACPI: Once<Acpi> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
-    let options = Options::parse(&boot.command_line);
+    let options = Options::parse(&boot.command_line.0);
     console::open(options.console);
     say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
     if let Some(word) = options.refused {
         say!("option not understood: {word}");
     }
 
-    arch::paging::init();
-    let memory =
-        PhysicalMemory { limit: boot.physical_limit, own: boot.own_memory.clone(), old: None };
-    let acpi = ACPI
-        .call_once(|| boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&memory, root)));
+    let acpi = ACPI.call_once(|| {
+        boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&boot.memory, root))
+    });
     match arch::clock::ticks_per_second(acpi) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(&options, memory, acpi) {
+    match dump(&options, boot, acpi) {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
@@ -93,13 +93,15 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Result<(), Failure> {
+fn dump(options: &Options<'_>, boot: &BootInfo, acpi: &Acpi) -> Result<(), Failure> {
+    let memory = &boot.memory;
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
-    let mut machine = ThisMachine { memory: &memory };
+    let mut machine = ThisMachine { memory };
 
-    // What memory there is, by the dead kernel's word.
-    let at = options.elfcorehdr.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
+    // What memory there is, by the dead kernel's word. The command line's has the last one.
+    let at = options.elfcorehdr.or(boot.elfcorehdr);
+    let at = at.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
     let headers = Elfcorehdr::open(&mut machine, at, memory.limit).map_err(Failure::Elfcorehdr)?;
     headers.collect(&mut machine, buffers.notes(), old).map_err(Failure::Elfcorehdr)?;
     say!(
@@ -110,7 +112,7 @@ fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Resul
 
     // Where it may be written, and then the dump itself.
     let memory_used = memory.own.end - memory.own.start;
-    let memory = PhysicalMemory { old: Some(old), ..memory };
+    let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
     let mut job = Job {
         to: options.to,

@@ -3,7 +3,7 @@
 //! | file | gives |
 //! |---|---|
 //! | `entry.rs`, `entry.s` | the first instructions, up to the call of [`crate::main`] with a [`crate::boot::BootInfo`] |
-//! | `paging.rs` | [`paging::init`]: own page tables; [`paging::old_page`], [`paging::device_pages`] and [`paging::with_device_page`]: the windows |
+//! | `paging.rs` | [`paging::init`]: own page tables as [`paging::Tables`], which fill the windows at [`paging::OLD_WINDOW`] and [`paging::DEVICE_WINDOW`] |
 //! | `trap.rs`, `trap.s` | [`trap::init`]: every exception is caught; [`trap::copy_old`]: reads that may fail |
 //! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |
 //! | `console.rs` | [`console::Backend`], [`console::uart`]: the registers of a serial port |

@@ -2,46 +2,17 @@
 
 use core::arch::global_asm;
 use core::arch::x86_64::__cpuid;
-use core::cell::UnsafeCell;
 
-use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
-use heapless::String;
 
-use crate::arch::{clock, trap};
-use crate::boot::BootInfo;
+use super::{clock, paging, trap};
+use crate::boot::{BootInfo, CommandLine};
+use crate::memory::PhysicalMemory;
+use crate::stack::Stack;
+use crate::windows;
 
 /// Size of the payload's stack in bytes.
 const STACK_SIZE: usize = 20 * 1024;
-
-/// A stack; below it lies a page that is never mapped, so that a stack that is too small faults.
-#[repr(C, align(4096))]
-pub(super) struct Stack<const SIZE: usize> {
-    guard: UnsafeCell<[u8; GUARD_SIZE]>,
-    bytes: UnsafeCell<[u8; SIZE]>,
-}
-
-/// Size of the page below a stack.
-const GUARD_SIZE: usize = 4096;
-
-// SAFETY: only the processor reaches the bytes, as its stack.
-unsafe impl<const SIZE: usize> Sync for Stack<SIZE> {}
-
-impl<const SIZE: usize> Stack<SIZE> {
-    pub const fn new() -> Self {
-        Stack { guard: UnsafeCell::new([0; GUARD_SIZE]), bytes: UnsafeCell::new([0; SIZE]) }
-    }
-
-    /// Address of the guard page.
-    pub fn guard(&self) -> u64 {
-        self.guard.get() as u64
-    }
-
-    /// Where the first push goes below.
-    pub fn top(&self) -> u64 {
-        self.bytes.get() as u64 + SIZE as u64
-    }
-}
 
 /// The stack of everything but exceptions.
 pub(super) static STACK: Stack<STACK_SIZE> = Stack::new();
@@ -81,37 +52,28 @@ mod boot_params {
 extern "C" fn entry(boot_params: u64, start: u64) -> ! {
     clock::start(start);
     trap::init();
-    // SAFETY: the boot protocol gives an identity-mapped boot_params, and nothing has changed the
-    // mapping yet.
-    let boot = unsafe { boot_info(boot_params) };
-    crate::main(&boot)
+    windows::open(paging::init());
+    crate::main(&boot_info(boot_params))
 }
 
-/// # Safety
-/// Memory must still be mapped as the boot protocol says, `boot_params` being the address it gave.
-unsafe fn boot_info(boot_params: u64) -> BootInfo {
-    // SAFETY: the caller's promise; boot_params is a page long.
-    let read32 = |offset| unsafe { ((boot_params + offset) as *const u32).read_unaligned() };
-    // SAFETY: likewise.
-    let read64 = |offset| unsafe { ((boot_params + offset) as *const u64).read_unaligned() };
+fn boot_info(boot_params: u64) -> BootInfo {
+    let memory = PhysicalMemory::without_devices(
+        physical_limit(),
+        (&raw const __image_start as u64)..(&raw const __image_end as u64),
+    );
+    let field = |offset| PhysAddr(boot_params.wrapping_add(offset));
+    let read32 = |offset| memory.read_bytes(field(offset)).map_or(0, u32::from_le_bytes);
 
     let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR));
     let text = high << 32 | u64::from(read32(boot_params::CMD_LINE_PTR));
-    let mut command_line = String::new();
-    for offset in 0..if text == 0 { 0 } else { MAX_COMMAND_LINE as u64 } {
-        // SAFETY: the command line lies in the crash region, is mapped, and ends with a zero.
-        let byte = unsafe { ((text + offset) as *const u8).read() };
-        let character = if byte.is_ascii() { char::from(byte) } else { '?' };
-        if byte == 0 || command_line.push(character).is_err() {
-            break;
-        }
-    }
-    let rsdp = read64(boot_params::ACPI_RSDP_ADDR);
+    let bytes = (text..).take_while(|_| text != 0).map_while(|at| memory.read_bytes(PhysAddr(at)));
+    let command_line = CommandLine::until_zero(bytes.map(|[byte]| byte));
+    let rsdp = memory.read_bytes(field(boot_params::ACPI_RSDP_ADDR)).map_or(0, u64::from_le_bytes);
     BootInfo {
         command_line,
+        elfcorehdr: None,
         acpi_root: (rsdp != 0).then_some(PhysAddr(rsdp)),
-        physical_limit: physical_limit(),
-        own_memory: (&raw const __image_start as u64)..(&raw const __image_end as u64),
+        memory,
     }
 }
 
