@@ -8,6 +8,7 @@ use format::note::Notes;
 use goblin::elf64::program_header::{PT_LOAD, PT_NOTE, ProgramHeader, SIZEOF_PHDR};
 
 use super::*;
+use crate::architecture::Architecture;
 use crate::area::find;
 use crate::fake::{FakeDisk, FakeMachine, LIMIT, elfcorehdr64, note};
 use crate::options::To;
@@ -66,7 +67,7 @@ fn dump_with(
     spoil(&mut machine, &mut disk);
 
     let mut buffers = Buffers::new();
-    let mut old = OldMemory::new();
+    let mut old = OldMemory::new(Architecture::X86_64);
     let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
     change(&mut old);

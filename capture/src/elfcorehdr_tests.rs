@@ -5,6 +5,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use crate::architecture::Architecture;
 use crate::fake::{Claim, FakeMachine, LIMIT, elfcorehdr64, note};
 
 const AT: u64 = 0x3b00_0000;
@@ -39,7 +40,7 @@ fn machine(claims: &[Claim]) -> FakeMachine {
 }
 
 fn collect(machine: &mut FakeMachine) -> Result<OldMemory, Error> {
-    let mut old = OldMemory::new();
+    let mut old = OldMemory::new(Architecture::X86_64);
     let headers = Elfcorehdr::open(machine, OldPhys(AT), LIMIT)?;
     headers.collect(machine, &mut [0; MAX_NOTE_BYTES], &mut old)?;
     Ok(old)

@@ -6,6 +6,7 @@ use core::fmt;
 use heapless::Vec;
 
 use crate::OldPhys;
+use crate::architecture::Architecture;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 /// Most ranges of old memory that are kept, neighbours merged. Machines of today have a few dozen.
@@ -88,18 +89,10 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Start of the kernel image's mapping on x86_64, whatever KASLR did (__START_KERNEL_map in
-/// arch/x86/include/asm/page_64_types.h, kernel 6.1).
-pub const X86_64_IMAGE_BASE: u64 = 0xffff_ffff_8000_0000;
-
-/// KERNEL_IMAGE_SIZE where VMCOREINFO does not tell it: 1 GiB, the size with KASLR (same file).
-const X86_64_IMAGE_SIZE: i64 = 1 << 30;
-
-/// The kernel image is mapped by pages of 2 MiB.
-const X86_64_IMAGE_ALIGN: u64 = 2 << 20;
-
 /// Old memory: ranges that exist, do not overlap and can be addressed.
 pub struct OldMemory {
+    /// Whose memory it is.
+    pub architecture: Architecture,
     ranges: Vec<Range, MAX_RANGES>,
     image: Vec<ImageMapping, MAX_IMAGE_MAPPINGS>,
     /// What the kernel tells about itself.
@@ -110,17 +103,12 @@ pub struct OldMemory {
     pub truncated: bool,
 }
 
-impl Default for OldMemory {
-    fn default() -> OldMemory {
-        OldMemory::new()
-    }
-}
-
 impl OldMemory {
     /// Without any memory.
     #[must_use]
-    pub const fn new() -> OldMemory {
+    pub const fn new(architecture: Architecture) -> OldMemory {
         OldMemory {
+            architecture,
             ranges: Vec::new(),
             image: Vec::new(),
             vmcoreinfo: Vmcoreinfo::empty(),
@@ -191,7 +179,7 @@ impl OldMemory {
         }
         claim.virt.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
         claim.phys.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
-        let told = self.image_phys(claim.virt);
+        let told = self.architecture.image_phys(&self.vmcoreinfo, claim.virt);
         if told.is_some_and(|phys| phys != claim.phys) {
             return Err(Refused::AgainstVmcoreinfo);
         }
@@ -206,29 +194,15 @@ impl OldMemory {
         self.image.extend_from_slice(&parts).map_err(|_| Refused::TooMany)
     }
 
-    /// Where VMCOREINFO says that the kernel image's address `virt` is in physical memory:
-    /// `virt - __START_KERNEL_map + phys_base`.
-    pub(crate) fn image_phys(&self, virt: u64) -> Option<u64> {
-        let phys_base = self.vmcoreinfo.number("phys_base")?;
-        virt.checked_sub(X86_64_IMAGE_BASE)?.checked_add_signed(phys_base)
-    }
-
     /// The kernel image's mapping as VMCOREINFO alone tells it, for when `elfcorehdr` has no
-    /// header for it or a wrong one.
-    ///
-    /// VMCOREINFO names the image's start but not its end, so the mapping reaches to the end of
-    /// the memory that it lies in, or of the address range that the kernel keeps for its image.
+    /// header for it or a wrong one. It ends no later than the memory that it lies in.
     #[must_use]
     pub fn image_from_vmcoreinfo(&self) -> Option<ImageMapping> {
-        let start = self.vmcoreinfo.symbol("_stext")? & !(X86_64_IMAGE_ALIGN - 1);
-        let phys = self.image_phys(start)?;
-        let most = self.vmcoreinfo.number("KERNEL_IMAGE_SIZE").unwrap_or(X86_64_IMAGE_SIZE);
-        let end = X86_64_IMAGE_BASE.checked_add(u64::try_from(most).ok()?)?;
-        let (phys_start, size) = self
-            .ranges
-            .iter()
-            .find_map(|range| range.intersection(phys, end.checked_sub(start)?))?;
-        (phys_start == phys).then_some(ImageMapping { virt: start, phys, size })
+        let (virt, end) = self.architecture.image_from_vmcoreinfo(&self.vmcoreinfo)?;
+        let phys = self.architecture.image_phys(&self.vmcoreinfo, virt)?;
+        let most = end.checked_sub(virt)?;
+        let (start, size) = self.ranges.iter().find_map(|range| range.intersection(phys, most))?;
+        (start == phys).then_some(ImageMapping { virt, phys, size })
     }
 
     fn intersections(&self, claim: ImageMapping) -> impl Iterator<Item = ImageMapping> {
@@ -251,7 +225,7 @@ mod tests {
     }
 
     fn memory(ranges: &[(u64, u64)]) -> OldMemory {
-        let mut old = OldMemory::new();
+        let mut old = OldMemory::new(Architecture::X86_64);
         for &(phys, size) in ranges {
             old.add_range(range(phys, size), LIMIT).unwrap();
         }
@@ -285,7 +259,7 @@ mod tests {
 
     #[test]
     fn more_ranges_than_are_kept_are_refused_and_the_others_stand() {
-        let mut old = OldMemory::new();
+        let mut old = OldMemory::new(Architecture::X86_64);
         for index in 0..MAX_RANGES as u64 {
             old.add_range(range(index * 0x2000, 0x1000), LIMIT).unwrap();
         }
@@ -311,10 +285,10 @@ mod tests {
 
     #[test]
     fn image_mapping_across_two_ranges_becomes_two() {
-        let mut old = OldMemory::new();
+        let mut old = OldMemory::new(Architecture::X86_64);
         old.add_range(range(0x10_0000, 0x10_0000), LIMIT).unwrap();
         old.add_range(Range { virt: 0x7000_0000, ..range(0x20_0000, 0x10_0000) }, LIMIT).unwrap();
-        let virt = X86_64_IMAGE_BASE;
+        let virt = 0xffff_ffff_8000_0000;
         old.add_image(ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
         let parts = [
             ImageMapping { virt, phys: 0x18_0000, size: 0x8_0000 },

@@ -46,7 +46,7 @@ struct Workspace {
 }
 
 static WORKSPACE: Mutex<Workspace> =
-    Mutex::new(Workspace { old: OldMemory::new(), buffers: Buffers::new() });
+    Mutex::new(Workspace { old: OldMemory::new(arch::KERNEL), buffers: Buffers::new() });
 
 /// What firmware told, for the way out.
 static ACPI: Once<Acpi> = Once::new();
