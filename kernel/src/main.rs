@@ -23,7 +23,7 @@ use capture::old::OldMemory;
 use capture::options::{After, Options};
 use capture::{Machine, OldPhys, Unreadable};
 use drivers::clock::Clock;
-use drivers::firmware::acpi::Acpi;
+use drivers::firmware::{Firmware, acpi};
 use drivers::{PhysAddr, Physical};
 use format::area::Reason;
 use spin::{Mutex, Once};
@@ -47,7 +47,7 @@ static WORKSPACE: Mutex<Workspace> =
     Mutex::new(Workspace { old: OldMemory::new(), buffers: Buffers::new() });
 
 /// What firmware told, for the way out.
-static ACPI: Once<Acpi> = Once::new();
+static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
@@ -61,14 +61,19 @@ fn main(boot: &BootInfo) -> ! {
     arch::paging::init();
     let memory =
         PhysicalMemory { limit: boot.physical_limit, own: boot.own_memory.clone(), old: None };
-    let acpi = ACPI
-        .call_once(|| boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&memory, root)));
-    match arch::clock::ticks_per_second(acpi) {
+    let firmware = FIRMWARE.call_once(|| {
+        let mut firmware = Firmware::default();
+        if let Some(root) = boot.acpi_root {
+            acpi::fill(&mut firmware, &memory, root);
+        }
+        firmware
+    });
+    match arch::clock::ticks_per_second(firmware) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(&options, memory, acpi) {
+    match dump(&options, memory, firmware) {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
@@ -93,7 +98,11 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Result<(), Failure> {
+fn dump(
+    options: &Options<'_>,
+    memory: PhysicalMemory<'_>,
+    firmware: &Firmware,
+) -> Result<(), Failure> {
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
     let mut machine = ThisMachine { memory: &memory };
@@ -118,7 +127,8 @@ fn dump(options: &Options<'_>, memory: PhysicalMemory<'_>, acpi: &Acpi) -> Resul
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let complete = arch::pci::with_config_space(acpi.ecam, &memory, |config| {
+    let ecam = firmware.pci.first().map(|host| host.ecam);
+    let complete = arch::pci::with_config_space(ecam, &memory, |config| {
         targets::dump_to_first(config, &mut machine, &mut job)
     })
     .map_err(Failure::Target)?;
@@ -161,15 +171,15 @@ impl Machine for ThisMachine<'_> {
 }
 
 fn finish(after: After) -> ! {
-    let acpi = ACPI.get();
+    let firmware = FIRMWARE.get();
     match after {
         After::Reboot => {
             say!("rebooting");
-            arch::reset::reboot(acpi)
+            arch::reset::reboot(firmware)
         }
         After::PowerOff => {
             say!("switching off");
-            arch::reset::power_off(acpi)
+            arch::reset::power_off(firmware)
         }
         After::Halt => {
             say!("halted");

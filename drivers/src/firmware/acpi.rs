@@ -5,6 +5,9 @@
 //! leaves its fact unknown. Source: ACPI Specification 6.4, sections 4.8, 5.2 and 7.4.2; PCI Firmware
 //! Specification 3.3, 4.1.2 (MCFG).
 
+use heapless::Vec;
+
+use crate::firmware::{EcamRange, Firmware, MAX_PCI_HOSTS, PciHost, SoftOff};
 use crate::{PhysAddr, Physical};
 
 /// Most bytes of a table that are looked at; only DSDT and SSDT are ever larger.
@@ -13,82 +16,52 @@ const MAX_TABLE: u32 = 1 << 20;
 /// Most tables that the root table may list.
 const MAX_TABLES: u32 = 256;
 
-/// A range of memory-mapped PCI configuration space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EcamRange {
-    /// Address of bus 0, even if that bus is not in the range.
-    pub base: PhysAddr,
-    /// PCI segment group.
-    pub segment: u16,
-    /// First bus.
-    pub first_bus: u8,
-    /// Last bus.
-    pub last_bus: u8,
-}
-
-/// What to write where to enter the state S5, soft off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SoftOff {
-    /// PM1a control port.
-    pub pm1a: u16,
-    /// PM1b control port, if there is one.
-    pub pm1b: Option<u16>,
-    /// SLP_TYP for PM1a and PM1b.
-    pub sleep_type: (u8, u8),
-}
-
-/// What the tables tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Acpi {
-    /// Port of the power management timer: 3 579 545 Hz, at least 24 bits.
-    pub pm_timer: Option<u16>,
-    /// The reset register's port and the value to write. A register in memory or in PCI
-    /// configuration space stays unknown: a wrong one would write to the dead kernel's memory, and
-    /// the machine has other ways to restart.
-    pub reset: Option<(u16, u8)>,
-    /// How to switch off.
-    pub soft_off: Option<SoftOff>,
-    /// The first range of configuration space.
-    pub ecam: Option<EcamRange>,
-}
-
 /// Frequency of the power management timer in Hz.
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 
-impl Acpi {
-    /// Reads the tables that the root pointer at `rsdp` leads to. What cannot be read or is
-    /// damaged stays unknown.
-    #[must_use]
-    pub fn read(physical: &dyn Physical, rsdp: PhysAddr) -> Acpi {
-        let mut acpi = Acpi::default();
-        let Some(root) = root_table(physical, rsdp) else { return acpi };
-        for index in 0..root.entries() {
-            let Some(table) = root.entry(physical, index) else { continue };
-            match &table.signature {
-                b"FACP" => acpi.take_fadt(physical, &table),
-                b"MCFG" => acpi.ecam = ecam(physical, &table),
-                _ => {}
-            }
+/// Reads the tables that the root pointer at `rsdp` leads to and adds what `firmware` does not know
+/// yet. What cannot be read or is damaged stays unknown.
+pub fn fill(firmware: &mut Firmware, physical: &dyn Physical, rsdp: PhysAddr) {
+    let Some(root) = root_table(physical, rsdp) else { return };
+    for index in 0..root.entries() {
+        let Some(table) = root.entry(physical, index) else { continue };
+        match &table.signature {
+            b"FACP" => take_fadt(firmware, physical, &table),
+            b"MCFG" => take_mcfg(firmware, physical, &table),
+            _ => {}
         }
-        acpi
     }
+}
 
-    fn take_fadt(&mut self, physical: &dyn Physical, fadt: &Table) {
-        let byte = |offset| fadt.read::<1>(physical, offset).map_or(0, |[byte]| byte);
-        let word = |offset| fadt.read(physical, offset).map_or(0, u32::from_le_bytes);
-        let port = |offset| u16::try_from(word(offset)).ok().filter(|&port| port != 0);
-        let flags = word(112);
-        self.pm_timer = port(76);
-        if flags & 1 << 10 != 0 {
-            self.reset = register_port(physical, fadt, 116).map(|port| (port, byte(128)));
-        }
-        let extended = fadt.read(physical, 140).map_or(0, u64::from_le_bytes);
-        let dsdt = if extended != 0 { extended } else { word(40).into() };
-        if let Some(pm1a) = port(64) {
-            let sleep_type = Table::open(physical, PhysAddr(dsdt))
-                .and_then(|dsdt| soft_off_type(physical, &dsdt));
-            self.soft_off =
-                sleep_type.map(|sleep_type| SoftOff { pm1a, pm1b: port(68), sleep_type });
+fn take_fadt(firmware: &mut Firmware, physical: &dyn Physical, fadt: &Table) {
+    let byte = |offset| fadt.read::<1>(physical, offset).map_or(0, |[byte]| byte);
+    let word = |offset| fadt.read(physical, offset).map_or(0, u32::from_le_bytes);
+    let port = |offset| u16::try_from(word(offset)).ok().filter(|&port| port != 0);
+    let flags = word(112);
+    firmware.pm_timer = firmware.pm_timer.or(port(76));
+    if flags & 1 << 10 != 0 && firmware.reset.is_none() {
+        firmware.reset = register_port(physical, fadt, 116).map(|port| (port, byte(128)));
+    }
+    let extended = fadt.read(physical, 140).map_or(0, u64::from_le_bytes);
+    let dsdt = if extended != 0 { extended } else { word(40).into() };
+    if let (Some(pm1a), None) = (port(64), firmware.soft_off) {
+        let sleep_type =
+            Table::open(physical, PhysAddr(dsdt)).and_then(|dsdt| soft_off_type(physical, &dsdt));
+        firmware.soft_off =
+            sleep_type.map(|sleep_type| SoftOff { pm1a, pm1b: port(68), sleep_type });
+    }
+}
+
+/// Takes every range of configuration space, as many as there is room for. A device tree that names
+/// host bridges knows more about them: then the table adds none.
+fn take_mcfg(firmware: &mut Firmware, physical: &dyn Physical, mcfg: &Table) {
+    if !firmware.pci.is_empty() {
+        return;
+    }
+    for index in 0..MAX_PCI_HOSTS as u32 {
+        let Some(entry) = mcfg.read::<16>(physical, 44 + 16 * index) else { break };
+        if let Some(ecam) = ecam(entry) {
+            let _ = firmware.pci.push(PciHost { ecam, windows: Vec::new() });
         }
     }
 }
@@ -189,8 +162,8 @@ fn register_port(physical: &dyn Physical, table: &Table, offset: u32) -> Option<
     u16::try_from(address).ok().filter(|&port| space == SYSTEM_IO && port != 0)
 }
 
-fn ecam(physical: &dyn Physical, mcfg: &Table) -> Option<EcamRange> {
-    let entry: [u8; 16] = mcfg.read(physical, 44)?;
+/// The range that an entry of MCFG describes, if it makes sense.
+fn ecam(entry: [u8; 16]) -> Option<EcamRange> {
     let [base @ .., _, _, _, _, _, _, _, _] = entry;
     let [.., s0, s1, first_bus, last_bus, _, _, _, _] = entry;
     let range = EcamRange {
@@ -240,6 +213,12 @@ mod tests {
     use super::*;
     use crate::mmio::Mmio;
     use std::vec::Vec;
+
+    fn read(physical: &dyn Physical, rsdp: PhysAddr) -> Firmware {
+        let mut firmware = Firmware::default();
+        fill(&mut firmware, physical, rsdp);
+        firmware
+    }
 
     /// Memory that begins at address 0x1000 and holds tables.
     struct Tables(Vec<u8>);
@@ -308,13 +287,14 @@ mod tests {
     #[test]
     fn facts_of_a_q35_are_found() {
         let (tables, rsdp) = machine();
-        let acpi = Acpi::read(&tables, rsdp);
-        assert_eq!(acpi.pm_timer, Some(0x608));
-        assert_eq!(acpi.reset, Some((0xcf9, 0x0f)));
+        let firmware = read(&tables, rsdp);
+        assert_eq!(firmware.pm_timer, Some(0x608));
+        assert_eq!(firmware.reset, Some((0xcf9, 0x0f)));
         let off = SoftOff { pm1a: 0x604, pm1b: None, sleep_type: (0, 5) };
-        assert_eq!(acpi.soft_off, Some(off));
+        assert_eq!(firmware.soft_off, Some(off));
         let base = PhysAddr(0xb000_0000);
-        assert_eq!(acpi.ecam, Some(EcamRange { base, segment: 0, first_bus: 0, last_bus: 255 }));
+        let ecam = EcamRange { base, segment: 0, first_bus: 0, last_bus: 255 };
+        assert_eq!(firmware.pci[..], [PciHost { ecam, windows: heapless::Vec::new() }]);
     }
 
     #[test]
@@ -323,17 +303,17 @@ mod tests {
         for at in 0..tables.0.len() {
             let mut damaged = Tables(tables.0.clone());
             damaged.0[at] ^= 0x40;
-            let acpi = Acpi::read(&damaged, rsdp);
-            assert_ne!(acpi, Acpi::read(&tables, rsdp), "byte {at} damaged and not noticed");
+            let firmware = read(&damaged, rsdp);
+            assert_ne!(firmware, read(&tables, rsdp), "byte {at} damaged and not noticed");
         }
-        assert_eq!(Acpi::read(&tables, PhysAddr(0)), Acpi::default());
+        assert_eq!(read(&tables, PhysAddr(0)), Firmware::default());
     }
 
     #[test]
     fn tables_cut_at_any_byte_do_no_harm() {
         let (tables, rsdp) = machine();
         for cut in 0..tables.0.len() {
-            let _ = Acpi::read(&Tables(tables.0[..cut].to_vec()), rsdp);
+            let _ = read(&Tables(tables.0[..cut].to_vec()), rsdp);
         }
     }
 }
