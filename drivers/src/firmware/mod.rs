@@ -1,10 +1,12 @@
 //! What firmware tells about the machine, in terms that no source of it owns.
 //!
-//! Each source, such as [`acpi`], fills in a [`Firmware`] what it knows and what nobody has filled in
-//! before. What firmware says is believed no further than
+//! [`acpi`] and [`fdt`] each fill in a [`Firmware`] what they know and what nobody has filled in
+//! before; [`efi`] leads from the one to the other. What firmware says is believed no further than
 //! that devices are looked for there: every driver checks what it finds.
 
 pub mod acpi;
+pub mod efi;
+pub mod fdt;
 
 use heapless::Vec;
 
