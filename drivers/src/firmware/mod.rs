@@ -34,6 +34,9 @@ pub struct Firmware {
     pub psci: Option<PsciConduit>,
     /// Frequency of the ARM generic timer in Hz, for processors whose CNTFRQ_EL0 was never set.
     pub counter_hz: Option<u64>,
+    /// The counter's control registers, whose word at 0x20 is the frequency too (ARM DDI 0487,
+    /// I5.6, CNTFID0). On many machines only the secure world can read them.
+    pub counter_control: Option<PhysAddr>,
     /// Port of the ACPI power management timer: 3 579 545 Hz, at least 24 bits.
     pub pm_timer: Option<u16>,
     /// The reset register's port and the value to write. A register in memory or in PCI
