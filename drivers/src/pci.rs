@@ -60,7 +60,7 @@ pub trait ConfigSpace {
 /// Memory-mapped configuration space (ECAM), one function of 4 KiB mapped at a time.
 pub struct Ecam<'a, M: MapPage> {
     /// The range as firmware describes it.
-    pub range: crate::firmware::acpi::EcamRange,
+    pub range: crate::firmware::EcamRange,
     /// How to reach it.
     pub pages: &'a M,
 }

@@ -25,7 +25,7 @@ use capture::old::OldMemory;
 use capture::options::{After, Options};
 use capture::{Machine, OldPhys, Unreadable};
 use drivers::clock::Clock;
-use drivers::firmware::acpi::Acpi;
+use drivers::firmware::{Firmware, acpi};
 use drivers::{PhysAddr, Physical};
 use format::area::Reason;
 use spin::{Mutex, Once};
@@ -49,7 +49,7 @@ static WORKSPACE: Mutex<Workspace> =
     Mutex::new(Workspace { old: OldMemory::new(arch::KERNEL), buffers: Buffers::new() });
 
 /// What firmware told, for the way out.
-static ACPI: Once<Acpi> = Once::new();
+static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
@@ -60,15 +60,19 @@ fn main(boot: &BootInfo) -> ! {
         say!("option not understood: {word}");
     }
 
-    let acpi = ACPI.call_once(|| {
-        boot.acpi_root.map_or_else(Acpi::default, |root| Acpi::read(&boot.memory, root))
+    let firmware = FIRMWARE.call_once(|| {
+        let mut firmware = Firmware::default();
+        if let Some(root) = boot.acpi_root {
+            acpi::fill(&mut firmware, &boot.memory, root);
+        }
+        firmware
     });
-    match arch::clock::ticks_per_second(acpi) {
+    match arch::clock::ticks_per_second(firmware) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(&options, boot, acpi) {
+    match dump(&options, boot, firmware) {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
@@ -93,7 +97,7 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(options: &Options<'_>, boot: &BootInfo, acpi: &Acpi) -> Result<(), Failure> {
+fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(), Failure> {
     let memory = &boot.memory;
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
@@ -120,7 +124,8 @@ fn dump(options: &Options<'_>, boot: &BootInfo, acpi: &Acpi) -> Result<(), Failu
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let complete = arch::pci::with_config_space(acpi.ecam, &memory, |config| {
+    let ecam = firmware.pci.first().map(|host| host.ecam);
+    let complete = arch::pci::with_config_space(ecam, &memory, |config| {
         targets::dump_to_first(config, &mut machine, &mut job)
     })
     .map_err(Failure::Target)?;
@@ -163,15 +168,15 @@ impl Machine for ThisMachine<'_> {
 }
 
 fn finish(after: After) -> ! {
-    let acpi = ACPI.get();
+    let firmware = FIRMWARE.get();
     match after {
         After::Reboot => {
             say!("rebooting");
-            arch::reset::reboot(acpi)
+            arch::reset::reboot(firmware)
         }
         After::PowerOff => {
             say!("switching off");
-            arch::reset::power_off(acpi)
+            arch::reset::power_off(firmware)
         }
         After::Halt => {
             say!("halted");

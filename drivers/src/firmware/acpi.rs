@@ -1,10 +1,16 @@
-//! The few facts that a dump needs from the ACPI tables: the timer, the reset register, the way to
-//! switch the machine off, and PCI configuration space.
+//! The few facts that a dump needs from the ACPI tables: timers, the ways to restart and to switch
+//! off, the console, and PCI configuration space.
 //!
 //! Tables are foreign bytes: lengths are bounded, checksums verified, and a missing or broken table
 //! leaves its fact unknown. Source: ACPI Specification 6.4, sections 4.8, 5.2 and 7.4.2; PCI Firmware
-//! Specification 3.3, 4.1.2 (MCFG).
+//! Specification 3.3, 4.1.2 (MCFG); Microsoft's Serial Port Console Redirection Table, revision 4
+//! (SPCR).
 
+use heapless::Vec;
+
+use crate::firmware::{
+    EcamRange, Firmware, MAX_PCI_HOSTS, PciHost, PsciConduit, SoftOff, Uart, UartKind,
+};
 use crate::{PhysAddr, Physical};
 
 /// Most bytes of a table that are looked at; only DSDT and SSDT are ever larger.
@@ -13,82 +19,74 @@ const MAX_TABLE: u32 = 1 << 20;
 /// Most tables that the root table may list.
 const MAX_TABLES: u32 = 256;
 
-/// A range of memory-mapped PCI configuration space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EcamRange {
-    /// Address of bus 0, even if that bus is not in the range.
-    pub base: PhysAddr,
-    /// PCI segment group.
-    pub segment: u16,
-    /// First bus.
-    pub first_bus: u8,
-    /// Last bus.
-    pub last_bus: u8,
-}
-
-/// What to write where to enter the state S5, soft off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SoftOff {
-    /// PM1a control port.
-    pub pm1a: u16,
-    /// PM1b control port, if there is one.
-    pub pm1b: Option<u16>,
-    /// SLP_TYP for PM1a and PM1b.
-    pub sleep_type: (u8, u8),
-}
-
-/// What the tables tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Acpi {
-    /// Port of the power management timer: 3 579 545 Hz, at least 24 bits.
-    pub pm_timer: Option<u16>,
-    /// The reset register's port and the value to write. A register in memory or in PCI
-    /// configuration space stays unknown: a wrong one would write to the dead kernel's memory, and
-    /// the machine has other ways to restart.
-    pub reset: Option<(u16, u8)>,
-    /// How to switch off.
-    pub soft_off: Option<SoftOff>,
-    /// The first range of configuration space.
-    pub ecam: Option<EcamRange>,
-}
-
 /// Frequency of the power management timer in Hz.
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 
-impl Acpi {
-    /// Reads the tables that the root pointer at `rsdp` leads to. What cannot be read or is
-    /// damaged stays unknown.
-    #[must_use]
-    pub fn read(physical: &dyn Physical, rsdp: PhysAddr) -> Acpi {
-        let mut acpi = Acpi::default();
-        let Some(root) = root_table(physical, rsdp) else { return acpi };
-        for index in 0..root.entries() {
-            let Some(table) = root.entry(physical, index) else { continue };
-            match &table.signature {
-                b"FACP" => acpi.take_fadt(physical, &table),
-                b"MCFG" => acpi.ecam = ecam(physical, &table),
-                _ => {}
+/// Reads the tables that the root pointer at `rsdp` leads to and adds what `firmware` does not know
+/// yet. What cannot be read or is damaged stays unknown.
+pub fn fill(firmware: &mut Firmware, physical: &dyn Physical, rsdp: PhysAddr) {
+    let Some(root) = root_table(physical, rsdp) else { return };
+    for index in 0..root.entries() {
+        let Some(table) = root.entry(physical, index) else { continue };
+        match &table.signature {
+            b"FACP" => take_fadt(firmware, physical, &table),
+            b"MCFG" => take_mcfg(firmware, physical, &table),
+            b"SPCR" => firmware.console = firmware.console.or(console(physical, &table)),
+            b"GTDT" => {
+                let frame = counter_control(physical, &table);
+                firmware.counter_control = firmware.counter_control.or(frame);
             }
+            _ => {}
         }
-        acpi
     }
+}
 
-    fn take_fadt(&mut self, physical: &dyn Physical, fadt: &Table) {
-        let byte = |offset| fadt.read::<1>(physical, offset).map_or(0, |[byte]| byte);
-        let word = |offset| fadt.read(physical, offset).map_or(0, u32::from_le_bytes);
-        let port = |offset| u16::try_from(word(offset)).ok().filter(|&port| port != 0);
-        let flags = word(112);
-        self.pm_timer = port(76);
-        if flags & 1 << 10 != 0 {
-            self.reset = register_port(physical, fadt, 116).map(|port| (port, byte(128)));
-        }
-        let extended = fadt.read(physical, 140).map_or(0, u64::from_le_bytes);
-        let dsdt = if extended != 0 { extended } else { word(40).into() };
-        if let Some(pm1a) = port(64) {
-            let sleep_type = Table::open(physical, PhysAddr(dsdt))
-                .and_then(|dsdt| soft_off_type(physical, &dsdt));
-            self.soft_off =
-                sleep_type.map(|sleep_type| SoftOff { pm1a, pm1b: port(68), sleep_type });
+/// Flags of FADT and of its ARM part (sections 5.2.9 and 5.2.9.4).
+mod fadt_flag {
+    pub const RESET_REGISTER: u32 = 1 << 10;
+    pub const HARDWARE_REDUCED: u32 = 1 << 20;
+    pub const ARM_PSCI: u16 = 1;
+    pub const ARM_PSCI_BY_HVC: u16 = 2;
+}
+
+fn take_fadt(firmware: &mut Firmware, physical: &dyn Physical, fadt: &Table) {
+    let word = |offset| fadt.read(physical, offset).map_or(0, u32::from_le_bytes);
+    let flags = word(112);
+    if flags & fadt_flag::RESET_REGISTER != 0 && firmware.reset.is_none() {
+        let value = fadt.read::<1>(physical, 128).map_or(0, |[byte]| byte);
+        firmware.reset = register_port(physical, fadt, 116).map(|port| (port, value));
+    }
+    let arm = fadt.read(physical, 129).map_or(0, u16::from_le_bytes);
+    if arm & fadt_flag::ARM_PSCI != 0 && firmware.psci.is_none() {
+        let by_hvc = arm & fadt_flag::ARM_PSCI_BY_HVC != 0;
+        firmware.psci = Some(if by_hvc { PsciConduit::Hvc } else { PsciConduit::Smc });
+    }
+    // Such machines, all ARM ones among them, lack the registers that follow.
+    if flags & fadt_flag::HARDWARE_REDUCED != 0 {
+        return;
+    }
+    let port = |offset| u16::try_from(word(offset)).ok().filter(|&port| port != 0);
+    firmware.pm_timer = firmware.pm_timer.or(port(76));
+    let extended = fadt.read(physical, 140).map_or(0, u64::from_le_bytes);
+    let dsdt = if extended != 0 { extended } else { word(40).into() };
+    if let (Some(pm1a), None) = (port(64), firmware.soft_off) {
+        let sleep_type =
+            Table::open(physical, PhysAddr(dsdt)).and_then(|dsdt| soft_off_type(physical, &dsdt));
+        firmware.soft_off =
+            sleep_type.map(|sleep_type| SoftOff { pm1a, pm1b: port(68), sleep_type });
+    }
+}
+
+/// Takes every range of configuration space, as many as there is room for. A device tree that names
+/// host bridges knows more about them: then the table adds none.
+fn take_mcfg(firmware: &mut Firmware, physical: &dyn Physical, mcfg: &Table) {
+    if !firmware.pci.is_empty() {
+        return;
+    }
+    for index in 0..MAX_PCI_HOSTS as u32 {
+        let Some(entry) = mcfg.read::<16>(physical, 44 + 16 * index) else { break };
+        if let Some(ecam) = ecam(entry) {
+            let _ = firmware.pci.push(PciHost { ecam, windows: Vec::new() });
         }
     }
 }
@@ -189,8 +187,59 @@ fn register_port(physical: &dyn Physical, table: &Table, offset: u32) -> Option<
     u16::try_from(address).ok().filter(|&port| space == SYSTEM_IO && port != 0)
 }
 
-fn ecam(physical: &dyn Physical, mcfg: &Table) -> Option<EcamRange> {
-    let entry: [u8; 16] = mcfg.read(physical, 44)?;
+/// The port that SPCR names, if it is in memory and of a known kind.
+fn console(physical: &dyn Physical, spcr: &Table) -> Option<Uart> {
+    const SYSTEM_MEMORY: u8 = 0;
+    let [interface] = spcr.read(physical, 36)?;
+    let [space, bit_width, _, access_size] = spcr.read(physical, 40)?;
+    let base = u64::from_le_bytes(spcr.read(physical, 44)?);
+    let kind = match interface {
+        0x00 | 0x01 | 0x12 => ns16550(bit_width, access_size)?,
+        0x03 => UartKind::Pl011,
+        // 0x0d is the older one, which takes accesses of 32 bits only: the driver makes no others.
+        0x0d | 0x0e => UartKind::Sbsa,
+        _ => return None,
+    };
+    let baud = match spcr.read(physical, 58)? {
+        [3] => Some(9600),
+        [4] => Some(19200),
+        [6] => Some(57600),
+        [7] => Some(115_200),
+        _ => None,
+    };
+    // The field was reserved before revision 3.
+    let [revision] = spcr.read(physical, 8)?;
+    let clock = spcr.read(physical, 76).map(u32::from_le_bytes);
+    let clock_hz = clock.filter(|&hz| hz != 0 && revision >= 3);
+    let known = space == SYSTEM_MEMORY && base != 0;
+    known.then_some(Uart { kind, base: PhysAddr(base), clock_hz, baud })
+}
+
+/// A 16550 whose registers are `bit_width` apart and are accessed as `access_size` says (section
+/// 5.2.3.2). Older tables leave one of both at a byte when they mean words.
+fn ns16550(bit_width: u8, access_size: u8) -> Option<UartKind> {
+    let (register_width, least_shift) = match access_size {
+        0 | 1 => (1, 0),
+        3 => (4, 2),
+        _ => return None,
+    };
+    let shift = match bit_width {
+        16 => 1,
+        32 => 2,
+        64 => 3,
+        _ => 0,
+    };
+    Some(UartKind::Ns16550 { register_shift: least_shift.max(shift), register_width })
+}
+
+/// The frame of the ARM counter's control registers, which GTDT may name (section 5.2.25).
+fn counter_control(physical: &dyn Physical, gtdt: &Table) -> Option<PhysAddr> {
+    let base = u64::from_le_bytes(gtdt.read(physical, 36)?);
+    (base != 0 && base != u64::MAX).then_some(PhysAddr(base))
+}
+
+/// The range that an entry of MCFG describes, if it makes sense.
+fn ecam(entry: [u8; 16]) -> Option<EcamRange> {
     let [base @ .., _, _, _, _, _, _, _, _] = entry;
     let [.., s0, s1, first_bus, last_bus, _, _, _, _] = entry;
     let range = EcamRange {
@@ -236,104 +285,5 @@ fn soft_off_type(physical: &dyn Physical, dsdt: &Table) -> Option<(u8, u8)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mmio::Mmio;
-    use std::vec::Vec;
-
-    /// Memory that begins at address 0x1000 and holds tables.
-    struct Tables(Vec<u8>);
-
-    const BASE: u64 = 0x1000;
-
-    impl Physical for Tables {
-        fn read(&self, at: PhysAddr, into: &mut [u8]) -> bool {
-            let start = at.0.wrapping_sub(BASE) as usize;
-            match start.checked_add(into.len()).and_then(|end| self.0.get(start..end)) {
-                Some(bytes) => into.copy_from_slice(bytes),
-                None => return false,
-            }
-            true
-        }
-
-        fn map_device(&self, _: PhysAddr, _: u64) -> Option<Mmio> {
-            None
-        }
-    }
-
-    impl Tables {
-        fn add(&mut self, signature: &[u8; 4], body: &[u8]) -> u64 {
-            let at = BASE + self.0.len() as u64;
-            let mut table = signature.to_vec();
-            table.extend_from_slice(&(36 + body.len() as u32).to_le_bytes());
-            table.resize(36, 0);
-            table.extend_from_slice(body);
-            table[9] = table.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte));
-            self.0.extend(table);
-            at
-        }
-
-        fn add_rsdp(&mut self, rsdt: u64) -> PhysAddr {
-            let at = BASE + self.0.len() as u64;
-            let mut rsdp = b"RSD PTR ".to_vec();
-            rsdp.resize(16, 0);
-            rsdp.extend_from_slice(&(rsdt as u32).to_le_bytes());
-            rsdp[8] = rsdp.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte));
-            self.0.extend(rsdp);
-            PhysAddr(at)
-        }
-    }
-
-    /// The tables of a machine like QEMU's q35.
-    fn machine() -> (Tables, PhysAddr) {
-        let mut tables = Tables(Vec::new());
-        let dsdt = tables.add(b"DSDT", b"\x10\x40\x08_S5_\x12\x06\x04\x00\x0a\x05\x00\x00");
-        let mut fadt = std::vec![0; 244 - 36];
-        let mut put =
-            |at: usize, bytes: &[u8]| fadt[at - 36..][..bytes.len()].copy_from_slice(bytes);
-        put(40, &(dsdt as u32).to_le_bytes());
-        put(64, &0x604u32.to_le_bytes());
-        put(76, &0x608u32.to_le_bytes());
-        put(112, &(1u32 << 10).to_le_bytes());
-        put(116, &[1, 8, 0, 1, 0xf9, 0x0c, 0, 0, 0, 0, 0, 0, 0x0f]);
-        let fadt = tables.add(b"FACP", &fadt);
-        let mcfg = tables.add(b"MCFG", b"\0\0\0\0\0\0\0\0\0\0\0\xb0\0\0\0\0\0\0\x00\xff\0\0\0\0");
-        let entries: Vec<u8> =
-            [fadt, mcfg, 0xdead_0000].iter().flat_map(|&at| (at as u32).to_le_bytes()).collect();
-        let rsdt = tables.add(b"RSDT", &entries);
-        let rsdp = tables.add_rsdp(rsdt);
-        (tables, rsdp)
-    }
-
-    #[test]
-    fn facts_of_a_q35_are_found() {
-        let (tables, rsdp) = machine();
-        let acpi = Acpi::read(&tables, rsdp);
-        assert_eq!(acpi.pm_timer, Some(0x608));
-        assert_eq!(acpi.reset, Some((0xcf9, 0x0f)));
-        let off = SoftOff { pm1a: 0x604, pm1b: None, sleep_type: (0, 5) };
-        assert_eq!(acpi.soft_off, Some(off));
-        let base = PhysAddr(0xb000_0000);
-        assert_eq!(acpi.ecam, Some(EcamRange { base, segment: 0, first_bus: 0, last_bus: 255 }));
-    }
-
-    #[test]
-    fn damaged_tables_leave_their_facts_unknown() {
-        let (tables, rsdp) = machine();
-        for at in 0..tables.0.len() {
-            let mut damaged = Tables(tables.0.clone());
-            damaged.0[at] ^= 0x40;
-            let acpi = Acpi::read(&damaged, rsdp);
-            assert_ne!(acpi, Acpi::read(&tables, rsdp), "byte {at} damaged and not noticed");
-        }
-        assert_eq!(Acpi::read(&tables, PhysAddr(0)), Acpi::default());
-    }
-
-    #[test]
-    fn tables_cut_at_any_byte_do_no_harm() {
-        let (tables, rsdp) = machine();
-        for cut in 0..tables.0.len() {
-            let _ = Acpi::read(&Tables(tables.0[..cut].to_vec()), rsdp);
-        }
-    }
-}
+#[path = "acpi_tests.rs"]
+mod tests;

@@ -3,7 +3,8 @@
 use core::arch::x86_64::{__cpuid, _rdtsc};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use drivers::firmware::acpi::{Acpi, PM_TIMER_HZ};
+use drivers::firmware::Firmware;
+use drivers::firmware::acpi::PM_TIMER_HZ;
 use x86_64::instructions::port::{Port, PortReadOnly, PortWriteOnly};
 
 /// The counter at the payload's first instruction.
@@ -39,10 +40,10 @@ fn now() -> u64 {
 /// Ticks per second: told by the processor or its hypervisor, or measured against the ACPI timer
 /// or the PIT. `None` when there is no way to know.
 #[must_use]
-pub fn ticks_per_second(acpi: &Acpi) -> Option<u64> {
+pub fn ticks_per_second(firmware: &Firmware) -> Option<u64> {
     told_by_processor()
         .or_else(told_by_hypervisor)
-        .or_else(|| measure_with_pm_timer(acpi.pm_timer?))
+        .or_else(|| measure_with_pm_timer(firmware.pm_timer?))
         .or_else(measure_with_pit)
         .filter(|rate| POSSIBLE.contains(rate))
 }

@@ -1,6 +1,6 @@
 //! PCI configuration space: memory-mapped where firmware says so, else through two I/O ports.
 
-use drivers::firmware::acpi::EcamRange;
+use drivers::firmware::EcamRange;
 use drivers::pci::{ConfigSpace, Ecam, Function};
 use x86_64::instructions::port::{Port, PortWriteOnly};
 

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use drivers::firmware::acpi::Acpi;
+use drivers::firmware::Firmware;
 use x86_64::VirtAddr;
 use x86_64::instructions::{hlt, interrupts, port::Port, port::PortWriteOnly, tables::lidt};
 use x86_64::structures::DescriptorTablePointer;
@@ -12,8 +12,8 @@ const WAIT: u32 = 100_000;
 
 /// Restarts the machine: ACPI reset register, keyboard controller, reset control register, and at
 /// last a triple fault, which no machine survives.
-pub fn reboot(acpi: Option<&Acpi>) -> ! {
-    if let Some((port, value)) = acpi.and_then(|acpi| acpi.reset) {
+pub fn reboot(firmware: Option<&Firmware>) -> ! {
+    if let Some((port, value)) = firmware.and_then(|firmware| firmware.reset) {
         // SAFETY: FADT names this port for this.
         unsafe { PortWriteOnly::<u8>::new(port).write(value) };
         wait();
@@ -34,8 +34,8 @@ pub fn reboot(acpi: Option<&Acpi>) -> ! {
 
 /// Switches the machine off through ACPI. Where that cannot be done it halts, so that whoever
 /// asked for "off" does not get a restart.
-pub fn power_off(acpi: Option<&Acpi>) -> ! {
-    if let Some(off) = acpi.and_then(|acpi| acpi.soft_off) {
+pub fn power_off(firmware: Option<&Firmware>) -> ! {
+    if let Some(off) = firmware.and_then(|firmware| firmware.soft_off) {
         const SLEEP_ENABLE: u16 = 1 << 13;
         let control = |sleep_type: u8| u16::from(sleep_type) << 10 | SLEEP_ENABLE;
         // SAFETY: FADT names these ports for this, and DSDT the values.
