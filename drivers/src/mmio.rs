@@ -34,6 +34,9 @@ pub struct Mmio {
     size: u64,
 }
 
+// SAFETY: device memory is mapped for every processor alike, and one value owns its registers.
+unsafe impl Send for Mmio {}
+
 impl Mmio {
     /// Registers at `base`.
     ///

@@ -1,51 +1,52 @@
-//! 16550 serial ports, with waits that end.
+//! Serial ports to print on, with waits that end.
 
-use uart_16550::backend::Backend;
-use uart_16550::spec::FIFO_SIZE;
-use uart_16550::spec::registers::LSR;
-use uart_16550::{BaudRate, Config, InitError, Uart16550};
+mod ns16550;
+mod pl011;
+
+pub use ns16550::{MemoryBackend, Ns16550};
+pub use pl011::Pl011;
 
 use crate::clock::{Clock, Deadline};
+use crate::firmware::{Uart, UartKind};
+use crate::mmio::Registers;
 
 /// Longest wait for room in the transmitter: sixteen characters at 300 baud take half a second.
 const SEND_US: u64 = 600_000;
 
-/// A serial port to print on. A port that does not take a character in time is given up: output is
-/// thrown away from then on, so that a broken port costs its deadline once.
-pub struct SerialPort<B: Backend> {
-    uart: Uart16550<B>,
-    alive: bool,
-    /// Characters that an empty transmitter takes at once.
-    depth: usize,
+/// The registers of a port that can send.
+pub trait Transmitter {
+    /// Makes the port ready as the dead kernel left it; with `baud`, set to that speed, 8 data bits,
+    /// no parity. A speed that the port cannot have leaves it as it was. Returns whether the port is
+    /// there and not stuck.
+    fn prepare(&mut self, clock: &dyn Clock, baud: Option<u32>) -> bool;
+
+    /// Sends the first of `bytes`, as many as the port takes at once. Returns how many.
+    fn send_some(&mut self, bytes: &[u8]) -> usize;
 }
 
-impl<B: Backend> SerialPort<B> {
+/// A serial port to print on. A port that does not take a character in time is given up: output is
+/// thrown away from then on, so that a broken port costs its deadline once.
+pub struct SerialPort<T> {
+    transmitter: T,
+    alive: bool,
+}
+
+impl<T: Transmitter> SerialPort<T> {
     /// A port as the dead kernel left it; with `baud`, set to that speed, 8 data bits, no parity.
-    pub fn open(clock: &dyn Clock, mut uart: Uart16550<B>, baud: Option<u32>) -> SerialPort<B> {
-        let mut alive = uart.check_present();
-        if let (true, Some(baud)) = (alive, baud) {
-            // `init` waits without a deadline until the transmitter is empty, and Linux may have
-            // left characters in it: so wait here first, with one.
-            let empty = Deadline::after_us(clock, SEND_US)
-                .poll(clock, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY).then_some(()));
-            let config = Config { baud_rate: BaudRate::from_integer(baud), ..Config::DEFAULT };
-            // A speed that the port cannot have leaves it as it was.
-            alive = empty.is_ok() && !matches!(uart.init(config), Err(InitError::DeviceNotPresent));
-        }
-        let depth = if uart.isr().fifo_enabled() { FIFO_SIZE } else { 1 };
-        SerialPort { uart, alive, depth }
+    pub fn open(clock: &dyn Clock, mut transmitter: T, baud: Option<u32>) -> SerialPort<T> {
+        let alive = transmitter.prepare(clock, baud);
+        SerialPort { transmitter, alive }
     }
 
     /// Sends all of `bytes`, or as much as the port takes before its deadline.
     pub fn send(&mut self, clock: &dyn Clock, mut bytes: &[u8]) {
         while self.alive && !bytes.is_empty() {
-            let some = &bytes[..bytes.len().min(self.depth)];
-            let uart = &mut self.uart;
-            let sent =
-                Deadline::after_us(clock, SEND_US).poll(clock, || match uart.send_bytes(some) {
+            let sent = Deadline::after_us(clock, SEND_US).poll(clock, || {
+                match self.transmitter.send_some(bytes) {
                     0 => None,
                     sent => Some(sent),
-                });
+                }
+            });
             match sent {
                 Ok(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
                 Err(_) => self.alive = false,
@@ -54,14 +55,61 @@ impl<B: Backend> SerialPort<B> {
     }
 }
 
+/// A port with registers in memory, of whatever kind firmware says it is.
+pub enum MemoryPort<R: Registers> {
+    /// A PL011, or the part of it that SBSA demands.
+    Pl011(Pl011<R>),
+    /// A 16550.
+    Ns16550(Ns16550<MemoryBackend<R>>),
+}
+
+impl<R: Registers> MemoryPort<R> {
+    /// The port that `uart` describes, with `registers` at its base, [`registers_size`] bytes of
+    /// them.
+    pub fn new(uart: &Uart, registers: R) -> MemoryPort<R> {
+        match uart.kind {
+            UartKind::Pl011 | UartKind::Sbsa => MemoryPort::Pl011(Pl011::new(uart, registers)),
+            UartKind::Ns16550 { register_shift, register_width } => {
+                let backend = MemoryBackend::new(registers, register_shift, register_width);
+                MemoryPort::Ns16550(Ns16550::in_memory(backend, uart.clock_hz))
+            }
+        }
+    }
+}
+
+impl<R: Registers> Transmitter for MemoryPort<R> {
+    fn prepare(&mut self, clock: &dyn Clock, baud: Option<u32>) -> bool {
+        match self {
+            MemoryPort::Pl011(port) => port.prepare(clock, baud),
+            MemoryPort::Ns16550(port) => port.prepare(clock, baud),
+        }
+    }
+
+    fn send_some(&mut self, bytes: &[u8]) -> usize {
+        match self {
+            MemoryPort::Pl011(port) => port.send_some(bytes),
+            MemoryPort::Ns16550(port) => port.send_some(bytes),
+        }
+    }
+}
+
+/// Bytes of registers that a port of this kind has.
+#[must_use]
+pub fn registers_size(kind: UartKind) -> u64 {
+    match kind {
+        UartKind::Pl011 | UartKind::Sbsa => pl011::SIZE,
+        UartKind::Ns16550 { register_shift, .. } => 8 << register_shift.min(3),
+    }
+}
+
 #[cfg(test)]
-#[allow(unsafe_code)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use core::cell::{Cell, RefCell};
+    use core::cell::Cell;
     use std::vec::Vec;
 
-    struct Ticking(Cell<u64>);
+    /// A clock that goes on by ten microseconds each time it is looked at.
+    pub struct Ticking(pub Cell<u64>);
 
     impl Clock for Ticking {
         fn now_us(&self) -> u64 {
@@ -70,77 +118,41 @@ mod tests {
         }
     }
 
-    /// Registers of a port; the line status says "busy" while `stuck`.
-    struct Fake<'a> {
-        registers: [u8; 8],
+    /// Takes three characters at a time, and none while `stuck`.
+    struct Fake {
+        sent: Vec<u8>,
         stuck: bool,
-        sent: &'a RefCell<Vec<u8>>,
     }
 
-    impl Backend for Fake<'_> {
-        unsafe fn read(&mut self, register: u8) -> u8 {
-            match register {
-                5 if self.stuck => 0,
-                5 => 0x60,
-                2 => 0xc1,
-                _ => self.registers[usize::from(register)],
-            }
+    impl Transmitter for Fake {
+        fn prepare(&mut self, _: &dyn Clock, _: Option<u32>) -> bool {
+            true
         }
 
-        unsafe fn write(&mut self, register: u8, value: u8) {
-            let divisor_latch = self.registers[3] & 0x80 != 0;
-            if register == 0 && !divisor_latch {
-                self.sent.borrow_mut().push(value);
-            }
-            self.registers[usize::from(register)] = value;
+        fn send_some(&mut self, bytes: &[u8]) -> usize {
+            let some = if self.stuck { 0 } else { bytes.len().min(3) };
+            self.sent.extend(&bytes[..some]);
+            some
         }
-    }
-
-    fn port(
-        sent: &RefCell<Vec<u8>>,
-        stuck: bool,
-        baud: Option<u32>,
-    ) -> (SerialPort<Fake<'_>>, Ticking) {
-        let clock = Ticking(Cell::new(0));
-        let fake = Fake { registers: [0; 8], stuck, sent };
-        // SAFETY: the fake has registers at every offset.
-        let uart = unsafe { Uart16550::new_with_backend(fake) };
-        (SerialPort::open(&clock, uart, baud), clock)
     }
 
     #[test]
     fn everything_is_sent_in_order() {
-        let sent = RefCell::default();
-        let (mut port, clock) = port(&sent, false, Some(115_200));
+        let clock = Ticking(Cell::new(0));
+        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: false }, None);
         port.send(&clock, b"tinykdump: the first line of many\r\n");
-        assert_eq!(*sent.borrow(), b"tinykdump: the first line of many\r\n");
+        assert_eq!(port.transmitter.sent, b"tinykdump: the first line of many\r\n");
     }
 
     #[test]
     fn stuck_port_costs_its_deadline_once_and_is_given_up() {
-        let sent = RefCell::default();
-        let (mut port, clock) = port(&sent, true, None);
+        let clock = Ticking(Cell::new(0));
+        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: true }, None);
         port.send(&clock, b"nobody");
         let after_first = clock.now_us();
         assert!((SEND_US..SEND_US + 1000).contains(&after_first));
         port.send(&clock, b"listens");
         assert!(clock.now_us() < after_first + 100);
-        assert!(sent.borrow().is_empty());
-    }
-
-    #[test]
-    fn speed_that_the_port_cannot_have_leaves_it_as_it_was() {
-        let sent = RefCell::default();
-        let (mut port, clock) = port(&sent, false, Some(12_345));
-        port.send(&clock, b"still here");
-        assert_eq!(*sent.borrow(), b"still here");
-    }
-
-    #[test]
-    fn stuck_port_is_not_set_up() {
-        let sent = RefCell::default();
-        let (mut port, clock) = port(&sent, true, Some(9600));
-        port.send(&clock, b"nobody");
-        assert!(clock.now_us() < SEND_US + 1000);
+        assert!(port.transmitter.sent.is_empty());
     }
 }

@@ -9,12 +9,12 @@ use spin::Mutex;
 use crate::arch;
 use crate::time::PayloadClock;
 
-static PORT: Mutex<Option<SerialPort<arch::console::Backend>>> = Mutex::new(None);
+static PORT: Mutex<Option<SerialPort<arch::console::Port>>> = Mutex::new(None);
 
 /// Opens the console's port. Without one, lines go nowhere.
 pub fn open(options: Console) {
-    let port = arch::console::uart(options.port)
-        .map(|uart| SerialPort::open(&PayloadClock, uart, options.baud));
+    let port = arch::console::port(options.port)
+        .map(|port| SerialPort::open(&PayloadClock, port, options.baud));
     *PORT.lock() = port;
 }
 
@@ -25,13 +25,13 @@ pub fn line(text: fmt::Arguments<'_>) {
     {
         let us = drivers::clock::Clock::now_us(&PayloadClock);
         let (seconds, us) = (us / 1_000_000, us % 1_000_000);
-        let _ = Port(port).write_fmt(format_args!("[{seconds:5}.{us:06}] tinykdump: {text}\r\n"));
+        let _ = Lines(port).write_fmt(format_args!("[{seconds:5}.{us:06}] tinykdump: {text}\r\n"));
     }
 }
 
-struct Port<'a>(&'a mut SerialPort<arch::console::Backend>);
+struct Lines<'a>(&'a mut SerialPort<arch::console::Port>);
 
-impl Write for Port<'_> {
+impl Write for Lines<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.send(&PayloadClock, text.as_bytes());
         Ok(())

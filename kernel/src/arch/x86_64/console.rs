@@ -1,19 +1,20 @@
 //! Serial ports at their traditional I/O ports.
 
+use drivers::serial::Ns16550;
 use uart_16550::Uart16550;
 use uart_16550::backend::PioBackend;
 
-/// How the registers of a serial port are reached.
-pub type Backend = PioBackend;
+/// The registers of a serial port.
+pub type Port = Ns16550<PioBackend>;
 
 /// I/O ports of ttyS0 to ttyS3 (arch/x86/include/asm/serial.h, kernel 6.1).
 const PORTS: [u16; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 
 /// The registers of serial port `number`.
 #[must_use]
-pub fn uart(number: u8) -> Option<Uart16550<Backend>> {
+pub fn port(number: u8) -> Option<Port> {
     let port = *PORTS.get(usize::from(number))?;
     // SAFETY: by long convention nothing but a serial port is at these ports; where there is none,
     // writes go nowhere and reads give all ones.
-    unsafe { Uart16550::new_port(port) }.ok()
+    unsafe { Uart16550::new_port(port) }.ok().map(Ns16550::of_pc)
 }
