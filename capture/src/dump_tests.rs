@@ -67,8 +67,8 @@ fn dump_with(
     spoil(&mut machine, &mut disk);
 
     let mut buffers = Buffers::new();
-    let mut old = OldMemory::new(Architecture::X86_64);
-    let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
+    let mut old = OldMemory::new();
+    let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
     change(&mut old);
     let area = find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();

@@ -12,6 +12,7 @@ use core::fmt;
 use format::note::{Note, Notes, VMCOREINFO};
 use goblin::{elf32, elf64};
 
+use crate::architecture::Architecture;
 use crate::old::{ImageMapping, OldMemory, Range};
 use crate::{Machine, OldPhys};
 
@@ -93,6 +94,7 @@ pub struct Elfcorehdr {
     count: u64,
     wide: bool,
     limit: u64,
+    architecture: Architecture,
 }
 
 /// The fields of an ELF header that matter here, of either class.
@@ -105,11 +107,17 @@ struct FileHeader {
 }
 
 impl Elfcorehdr {
-    /// Checks the header at `at`. `limit` is the first address that the processor cannot address.
+    /// Checks the header at `at` of a kernel of `architecture`, whatever machine the header names.
+    /// `limit` is the first address that the processor cannot address.
     ///
     /// # Errors
     /// [`Error`] when the header is none, or not one of a core.
-    pub fn open(machine: &mut dyn Machine, at: OldPhys, limit: u64) -> Result<Elfcorehdr, Error> {
+    pub fn open(
+        machine: &mut dyn Machine,
+        architecture: Architecture,
+        at: OldPhys,
+        limit: u64,
+    ) -> Result<Elfcorehdr, Error> {
         if at.0.checked_add(4096).is_none_or(|end| end > limit) {
             return Err(Error::OutsideAddressSpace);
         }
@@ -142,7 +150,13 @@ impl Elfcorehdr {
         if table.checked_add(count * size as u64).is_none_or(|end| end > limit) {
             return Err(Error::OutsideAddressSpace);
         }
-        Ok(Elfcorehdr { table, count, wide, limit })
+        Ok(Elfcorehdr { table, count, wide, limit, architecture })
+    }
+
+    /// The architecture of the dead kernel.
+    #[must_use]
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// Takes over into `old` everything in the headers that can be believed, VMCOREINFO first, and
@@ -181,12 +195,14 @@ impl Elfcorehdr {
         self.each_load(machine, &mut |machine, index, load| {
             if let Some(virt) = self.image_address(load, old) {
                 let claim = ImageMapping { virt, phys: load.offset, size: load.file_size };
-                drop_if_refused(machine, old, index, load, |old| old.add_image(claim));
+                drop_if_refused(machine, old, index, load, |old| {
+                    old.add_image(self.architecture, claim)
+                });
             }
         });
         if old.image().is_empty() {
-            let derived = old.image_from_vmcoreinfo();
-            match derived.map(|mapping| (mapping, old.add_image(mapping))) {
+            let derived = old.image_from_vmcoreinfo(self.architecture);
+            match derived.map(|mapping| (mapping, old.add_image(self.architecture, mapping))) {
                 Some((mapping, Ok(()))) => machine.say(format_args!(
                     "kernel image mapping taken from VMCOREINFO: {:#x} at {:#x}, {} KiB",
                     mapping.virt,
@@ -201,7 +217,7 @@ impl Elfcorehdr {
 
     /// The virtual address of the kernel image, if that is what the header maps and not memory.
     fn image_address(&self, load: &ProgramHeader, old: &OldMemory) -> Option<u64> {
-        old.architecture.image_address(&old.vmcoreinfo, self.wide, load.virt, load.offset)
+        self.architecture.image_address(&old.vmcoreinfo, self.wide, load.virt, load.offset)
     }
 
     /// Calls `each` with every note that a CPU or the kernel left, in the order of the headers.

@@ -91,8 +91,6 @@ impl fmt::Display for Refused {
 
 /// Old memory: ranges that exist, do not overlap and can be addressed.
 pub struct OldMemory {
-    /// Whose memory it is.
-    pub architecture: Architecture,
     ranges: Vec<Range, MAX_RANGES>,
     image: Vec<ImageMapping, MAX_IMAGE_MAPPINGS>,
     /// What the kernel tells about itself.
@@ -103,12 +101,17 @@ pub struct OldMemory {
     pub truncated: bool,
 }
 
+impl Default for OldMemory {
+    fn default() -> OldMemory {
+        OldMemory::new()
+    }
+}
+
 impl OldMemory {
     /// Without any memory.
     #[must_use]
-    pub const fn new(architecture: Architecture) -> OldMemory {
+    pub const fn new() -> OldMemory {
         OldMemory {
-            architecture,
             ranges: Vec::new(),
             image: Vec::new(),
             vmcoreinfo: Vmcoreinfo::empty(),
@@ -173,13 +176,17 @@ impl OldMemory {
     ///
     /// # Errors
     /// [`Refused`] says why not.
-    pub fn add_image(&mut self, claim: ImageMapping) -> Result<(), Refused> {
+    pub fn add_image(
+        &mut self,
+        architecture: Architecture,
+        claim: ImageMapping,
+    ) -> Result<(), Refused> {
         if claim.size == 0 {
             return Err(Refused::Empty);
         }
         claim.virt.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
         claim.phys.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
-        let told = self.architecture.image_phys(&self.vmcoreinfo, claim.virt);
+        let told = architecture.image_phys(&self.vmcoreinfo, claim.virt);
         if told.is_some_and(|phys| phys != claim.phys) {
             return Err(Refused::AgainstVmcoreinfo);
         }
@@ -197,9 +204,9 @@ impl OldMemory {
     /// The kernel image's mapping as VMCOREINFO alone tells it, for when `elfcorehdr` has no
     /// header for it or a wrong one. It ends no later than the memory that it lies in.
     #[must_use]
-    pub fn image_from_vmcoreinfo(&self) -> Option<ImageMapping> {
-        let (virt, end) = self.architecture.image_from_vmcoreinfo(&self.vmcoreinfo)?;
-        let phys = self.architecture.image_phys(&self.vmcoreinfo, virt)?;
+    pub fn image_from_vmcoreinfo(&self, architecture: Architecture) -> Option<ImageMapping> {
+        let (virt, end) = architecture.image_from_vmcoreinfo(&self.vmcoreinfo)?;
+        let phys = architecture.image_phys(&self.vmcoreinfo, virt)?;
         let most = end.checked_sub(virt)?;
         let (start, size) = self.ranges.iter().find_map(|range| range.intersection(phys, most))?;
         (start == phys).then_some(ImageMapping { virt, phys, size })
@@ -216,6 +223,7 @@ impl OldMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Architecture::X86_64;
 
     const LIMIT: u64 = 1 << 40;
 
@@ -225,7 +233,7 @@ mod tests {
     }
 
     fn memory(ranges: &[(u64, u64)]) -> OldMemory {
-        let mut old = OldMemory::new(Architecture::X86_64);
+        let mut old = OldMemory::new();
         for &(phys, size) in ranges {
             old.add_range(range(phys, size), LIMIT).unwrap();
         }
@@ -259,7 +267,7 @@ mod tests {
 
     #[test]
     fn more_ranges_than_are_kept_are_refused_and_the_others_stand() {
-        let mut old = OldMemory::new(Architecture::X86_64);
+        let mut old = OldMemory::new();
         for index in 0..MAX_RANGES as u64 {
             old.add_range(range(index * 0x2000, 0x1000), LIMIT).unwrap();
         }
@@ -272,24 +280,24 @@ mod tests {
         let mut old = memory(&[(0x10_0000, 0x1000_0000)]);
         old.vmcoreinfo.set(b"NUMBER(phys_base)=-16777216\n");
         let claim = ImageMapping { virt: 0xffff_ffff_8200_0000, phys: 0x100_0000, size: 0x40_0000 };
-        assert_eq!(old.add_image(claim), Ok(()));
+        assert_eq!(old.add_image(X86_64, claim), Ok(()));
         assert_eq!(old.image(), [claim]);
         let moved = ImageMapping { phys: 0x200_0000, ..claim };
-        assert_eq!(old.add_image(moved), Err(Refused::AgainstVmcoreinfo));
+        assert_eq!(old.add_image(X86_64, moved), Err(Refused::AgainstVmcoreinfo));
         let large = ImageMapping { size: 0x2000_0000, ..claim };
-        assert_eq!(old.add_image(large), Err(Refused::NotInMemory));
+        assert_eq!(old.add_image(X86_64, large), Err(Refused::NotInMemory));
         // What kexec-tools writes on a kernel whose /proc/kallsyms lacks _text.
         let garbage = ImageMapping { virt: u64::MAX - 0xfff, phys: 0, size: u64::MAX };
-        assert_eq!(old.add_image(garbage), Err(Refused::Wraps));
+        assert_eq!(old.add_image(X86_64, garbage), Err(Refused::Wraps));
     }
 
     #[test]
     fn image_mapping_across_two_ranges_becomes_two() {
-        let mut old = OldMemory::new(Architecture::X86_64);
+        let mut old = OldMemory::new();
         old.add_range(range(0x10_0000, 0x10_0000), LIMIT).unwrap();
         old.add_range(Range { virt: 0x7000_0000, ..range(0x20_0000, 0x10_0000) }, LIMIT).unwrap();
         let virt = 0xffff_ffff_8000_0000;
-        old.add_image(ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
+        old.add_image(X86_64, ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
         let parts = [
             ImageMapping { virt, phys: 0x18_0000, size: 0x8_0000 },
             ImageMapping { virt: virt + 0x8_0000, phys: 0x20_0000, size: 0x8_0000 },
@@ -300,7 +308,7 @@ mod tests {
     #[test]
     fn image_mapping_comes_from_vmcoreinfo_when_the_header_is_missing() {
         let mut old = memory(&[(0, 0x9f000), (0x10_0000, 0x1ff0_0000)]);
-        assert_eq!(old.image_from_vmcoreinfo(), None);
+        assert_eq!(old.image_from_vmcoreinfo(X86_64), None);
         old.vmcoreinfo.set(
             b"SYMBOL(_stext)=ffffffff9c200000\nNUMBER(phys_base)=-452984832\n\
               NUMBER(KERNEL_IMAGE_SIZE)=1073741824\n",
@@ -308,6 +316,6 @@ mod tests {
         let virt = 0xffff_ffff_9c20_0000;
         let phys = 0x1c20_0000 - 452_984_832;
         let size = (0x1ff0_0000 + 0x10_0000 - phys).min(0xffff_ffff_c000_0000 - virt);
-        assert_eq!(old.image_from_vmcoreinfo(), Some(ImageMapping { virt, phys, size }));
+        assert_eq!(old.image_from_vmcoreinfo(X86_64), Some(ImageMapping { virt, phys, size }));
     }
 }

@@ -3,6 +3,7 @@
 use capture::OldPhys;
 use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
+use drivers::firmware::Firmware;
 use heapless::String;
 
 use crate::memory::PhysicalMemory;
@@ -13,6 +14,8 @@ pub struct BootInfo {
     pub command_line: CommandLine,
     /// Where `elfcorehdr` lies, if that is told beside the command line.
     pub elfcorehdr: Option<OldPhys>,
+    /// What the boot protocol itself told about the machine.
+    pub firmware: Firmware,
     /// Root pointer of the ACPI tables, if the machine has them.
     pub acpi_root: Option<PhysAddr>,
     /// Physical memory, of which nothing but the payload's own is known yet.
@@ -21,6 +24,7 @@ pub struct BootInfo {
 
 /// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is
 /// refused and the others are understood.
+#[derive(Default)]
 pub struct CommandLine(pub String<MAX_COMMAND_LINE>);
 
 impl CommandLine {

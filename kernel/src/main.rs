@@ -46,7 +46,7 @@ struct Workspace {
 }
 
 static WORKSPACE: Mutex<Workspace> =
-    Mutex::new(Workspace { old: OldMemory::new(arch::KERNEL), buffers: Buffers::new() });
+    Mutex::new(Workspace { old: OldMemory::new(), buffers: Buffers::new() });
 
 /// What firmware told, for the way out.
 static FIRMWARE: Once<Firmware> = Once::new();
@@ -54,19 +54,20 @@ static FIRMWARE: Once<Firmware> = Once::new();
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
     let options = Options::parse(&boot.command_line.0);
-    console::open(options.console);
-    say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
-    if let Some(word) = options.refused {
-        say!("option not understood: {word}");
+    // The first line comes as soon as a console is known, before anything can fail.
+    if console::open(options.console, &boot.firmware, &boot.memory) {
+        greet(&options);
     }
-
     let firmware = FIRMWARE.call_once(|| {
-        let mut firmware = Firmware::default();
+        let mut firmware = boot.firmware.clone();
         if let Some(root) = boot.acpi_root {
             acpi::fill(&mut firmware, &boot.memory, root);
         }
         firmware
     });
+    if console::open(options.console, firmware, &boot.memory) {
+        greet(&options);
+    }
     match arch::clock::ticks_per_second(firmware) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
@@ -77,6 +78,14 @@ fn main(boot: &BootInfo) -> ! {
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
     finish(options.after)
+}
+
+/// The first lines.
+fn greet(options: &Options<'_>) {
+    say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
+    if let Some(word) = options.refused {
+        say!("option not understood: {word}");
+    }
 }
 
 /// Why there is no complete dump.
@@ -106,7 +115,8 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     // What memory there is, by the dead kernel's word. The command line's has the last one.
     let at = options.elfcorehdr.or(boot.elfcorehdr);
     let at = at.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
-    let headers = Elfcorehdr::open(&mut machine, at, memory.limit).map_err(Failure::Elfcorehdr)?;
+    let headers = Elfcorehdr::open(&mut machine, arch::KERNEL, at, memory.limit)
+        .map_err(Failure::Elfcorehdr)?;
     headers.collect(&mut machine, buffers.notes(), old).map_err(Failure::Elfcorehdr)?;
     say!(
         "kernel {}, {} MiB of memory",
@@ -124,11 +134,8 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let ecam = firmware.pci.first().map(|host| host.ecam);
-    let complete = arch::pci::with_config_space(ecam, &memory, |config| {
-        targets::dump_to_first(config, &mut machine, &mut job)
-    })
-    .map_err(Failure::Target)?;
+    let complete =
+        targets::dump_to_first(firmware, &mut machine, &mut job).map_err(Failure::Target)?;
 
     let bulk_us = complete.last_block_us - complete.first_block_us;
     say!(

@@ -33,6 +33,14 @@ impl PhysicalMemory<'_> {
         self.read(at, &mut bytes).then_some(bytes)
     }
 
+    /// Maps the registers of the console, before it is known where memory is: only here is firmware
+    /// believed that there is none. A console that is wrong would cost a dump its reason.
+    pub fn map_console(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
+        let end = at.0.checked_add(size).filter(|&end| end <= self.limit)?;
+        let apart = end <= self.own.start || self.own.end <= at.0;
+        apart.then(|| windows::device_pages(at, size)).flatten()
+    }
+
     /// Whether device registers may be at `at`.
     fn may_be_device(&self, at: PhysAddr, size: u64) -> bool {
         let Some(end) = at.0.checked_add(size).filter(|&end| end <= self.limit) else {

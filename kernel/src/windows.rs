@@ -48,6 +48,28 @@ pub fn old_page(at: PhysAddr) -> Option<(*const u8, u64)> {
     Some(((OLD_WINDOW + slot * size + offset) as *const u8, size - offset))
 }
 
+/// Calls `with` with the `size` bytes of memory at `at`. `None` when the windows are not open or the
+/// memory does not fit in.
+///
+/// # Safety
+/// There must be memory, readable without an exception, and nobody may write to it meanwhile.
+pub unsafe fn with_memory<T>(at: PhysAddr, size: u64, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    let mut windows = windows()?;
+    let slot = windows.tables.old_slot();
+    let (start, offset) = (at.0 - at.0 % slot, at.0 % slot);
+    let slots = offset.checked_add(size)?.div_ceil(slot);
+    if slots > SLOTS {
+        return None;
+    }
+    for index in 0..slots {
+        windows.tables.map_old(index, PhysAddr(start.checked_add(index * slot)?));
+    }
+    let (from, size) = ((OLD_WINDOW + offset) as *const u8, usize::try_from(size).ok()?);
+    // SAFETY: just mapped, and nobody maps something else while the lock is held; the rest is the
+    // caller's promise.
+    Some(with(unsafe { core::slice::from_raw_parts(from, size) }))
+}
+
 /// Maps `size` bytes of device registers at `at` for good. `None` when the window is full.
 pub fn device_pages(at: PhysAddr, size: u64) -> Option<Mmio> {
     let mut windows = windows()?;

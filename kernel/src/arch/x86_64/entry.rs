@@ -3,7 +3,9 @@
 use core::arch::global_asm;
 use core::arch::x86_64::__cpuid;
 
+use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
+use drivers::firmware::Firmware;
 
 use super::{clock, paging, trap};
 use crate::boot::{BootInfo, CommandLine};
@@ -42,9 +44,10 @@ global_asm!(
 
 /// Offsets in boot_params (Documentation/arch/x86/zero-page.rst and boot.rst, kernel 6.1).
 mod boot_params {
-    pub const ACPI_RSDP_ADDR: u64 = 0x070;
-    pub const EXT_CMD_LINE_PTR: u64 = 0x0c8;
-    pub const CMD_LINE_PTR: u64 = 0x228;
+    pub const SIZE: u64 = 4096;
+    pub const ACPI_RSDP_ADDR: usize = 0x070;
+    pub const EXT_CMD_LINE_PTR: usize = 0x0c8;
+    pub const CMD_LINE_PTR: usize = 0x228;
 }
 
 /// Called by the assembly above with the address of boot_params and the time stamp counter as it
@@ -61,17 +64,25 @@ fn boot_info(boot_params: u64) -> BootInfo {
         physical_limit(),
         (&raw const __image_start as u64)..(&raw const __image_end as u64),
     );
-    let field = |offset| PhysAddr(boot_params.wrapping_add(offset));
-    let read32 = |offset| memory.read_bytes(field(offset)).map_or(0, u32::from_le_bytes);
-
-    let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR));
-    let text = high << 32 | u64::from(read32(boot_params::CMD_LINE_PTR));
-    let bytes = (text..).take_while(|_| text != 0).map_while(|at| memory.read_bytes(PhysAddr(at)));
-    let command_line = CommandLine::until_zero(bytes.map(|[byte]| byte));
-    let rsdp = memory.read_bytes(field(boot_params::ACPI_RSDP_ADDR)).map_or(0, u64::from_le_bytes);
+    // SAFETY: the boot protocol gives a boot_params of this size, in memory that is the payload's.
+    let told = unsafe {
+        windows::with_memory(PhysAddr(boot_params), boot_params::SIZE, |bytes| {
+            let read32 = |at| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+            let read64 = |at| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
+            let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR)) << 32;
+            let text = high | u64::from(read32(boot_params::CMD_LINE_PTR));
+            (text, read64(boot_params::ACPI_RSDP_ADDR))
+        })
+    };
+    let (text, rsdp) = told.unwrap_or_default();
+    let take = |bytes: &[u8]| CommandLine::until_zero(bytes.iter().copied());
+    // SAFETY: likewise for the command line, which ends with a zero.
+    let command_line = (text != 0)
+        .then(|| unsafe { windows::with_memory(PhysAddr(text), MAX_COMMAND_LINE as u64, take) });
     BootInfo {
-        command_line,
+        command_line: command_line.flatten().unwrap_or_default(),
         elfcorehdr: None,
+        firmware: Firmware::default(),
         acpi_root: (rsdp != 0).then_some(PhysAddr(rsdp)),
         memory,
     }
