@@ -181,18 +181,23 @@ pub(crate) mod tests {
     use super::*;
     use std::boxed::Box;
 
-    /// A pool in ordinary memory, where the physical address is the pointer.
-    pub fn host_pool(size: usize) -> &'static DmaPool {
-        let memory = Box::leak(std::vec![0u64; size / 8].into_boxed_slice());
-        let base = NonNull::new(memory.as_mut_ptr().cast()).unwrap();
-        // SAFETY: leaked, so the memory is the pool's for ever; its address is its own "physical"
-        // one.
-        Box::leak(Box::new(unsafe { DmaPool::new(base, size, 0) }))
+    /// A pool in ordinary memory, and what to add to its physical addresses to get pointers. They
+    /// are small, as legacy devices need them.
+    pub fn host_pool(size: usize) -> (&'static DmaPool, u64) {
+        const PHYSICAL: u64 = 1 << 20;
+        let memory = Box::leak(std::vec![0u64; (size + PAGE) / 8].into_boxed_slice());
+        let base = memory.as_mut_ptr().cast::<u8>();
+        let base = NonNull::new(base.wrapping_add(base.align_offset(PAGE))).unwrap();
+        let to_pointer = base.as_ptr() as u64 - PHYSICAL;
+        // SAFETY: leaked, so the memory is the pool's for ever, and nobody takes the physical
+        // addresses for anything but what they are.
+        let pool = unsafe { DmaPool::new(base, size, 0u64.wrapping_sub(to_pointer)) };
+        (Box::leak(Box::new(pool)), to_pointer)
     }
 
     #[test]
     fn buffers_are_whole_zeroed_pages_and_come_back() {
-        let pool = host_pool(64 << 10);
+        let (pool, _) = host_pool(64 << 10);
         let buffer = pool.allocate(100).unwrap();
         assert_eq!((buffer.size(), buffer.phys(0).0 % 4096), (4096, 0));
         buffer.write(8, 0x1122_3344_5566_7788u64);

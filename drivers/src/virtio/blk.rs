@@ -6,8 +6,8 @@ use crate::PhysAddr;
 use crate::block::{BlockDevice, BlockError, Lba};
 use crate::clock::{Clock, Deadline};
 use crate::dma::{DmaBuffer, DmaPool};
-use crate::virtio::queue::{Buffer, MAX_SLOTS, Queue};
-use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, negotiate, reset, status};
+use crate::virtio::queue::{Buffer, MAX_SLOTS, Queue, UsedRing};
+use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, begin, negotiate, reset};
 
 /// Feature bits (section 5.2.3).
 mod feature {
@@ -91,11 +91,9 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         let features = negotiate(&transport, clock, wanted)?;
         let limits = Limits::read(&transport, features)?;
 
-        let queue_size = transport.max_queue_size(0);
-        let memory = allocate(pool, queue_size)?;
-        transport.enable_queue(0, memory.queue.size(), memory.queue.addresses());
-        let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
-        transport.set_status(ready);
+        let memory = allocate(pool, &transport)?;
+        transport.enable_queue(0, memory.queue.size(), memory.queue.addresses())?;
+        begin(&transport);
         Ok(VirtioBlk {
             transport,
             clock,
@@ -303,11 +301,13 @@ fn drop_memory(memory: &mut ManuallyDrop<Memory<'_>>) {
     unsafe { ManuallyDrop::drop(memory) }
 }
 
-fn allocate(pool: &DmaPool, queue_size: u16) -> Result<Memory<'_>, OpenError> {
+fn allocate<'a>(pool: &'a DmaPool, transport: &dyn Transport) -> Result<Memory<'a>, OpenError> {
+    let queue_size = transport.max_queue_size(0);
     if queue_size < 4 {
         return Err(OpenError::Queue);
     }
-    let queue = Queue::new(pool, queue_size).ok_or(OpenError::Memory)?;
+    let used_ring = if transport.is_legacy() { UsedRing::OnItsPage } else { UsedRing::Dense };
+    let queue = Queue::new(pool, queue_size, used_ring).ok_or(OpenError::Memory)?;
     let headers = pool.allocate(STATUSES + usize::from(MAX_SLOTS)).ok_or(OpenError::Memory)?;
     let bounces = pool.allocate(BOUNCES * BOUNCE).ok_or(OpenError::Memory)?;
     Ok(Memory { queue, headers, bounces })

@@ -1,8 +1,11 @@
-//! virtio devices, version 1 ("modern").
+//! virtio devices, version 1 ("modern"), and behind plain registers the legacy ones before it too.
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2; section numbers are of that document.
 
 pub mod blk;
+#[cfg(test)]
+mod fake;
+pub mod mmio;
 pub mod pci;
 pub mod queue;
 
@@ -43,6 +46,12 @@ pub struct QueueAddresses {
 
 /// How a driver talks to a device, over whatever bus.
 pub trait Transport {
+    /// Whether the device follows the specification's draft before version 1 (section 1.3.1): it has
+    /// 32 feature bits that count without being agreed upon, and its queues are laid out for it.
+    fn is_legacy(&self) -> bool {
+        false
+    }
+
     /// Reads the device status; all ones when the device is gone.
     fn status(&self) -> u8;
 
@@ -59,7 +68,15 @@ pub trait Transport {
     fn max_queue_size(&self, index: u16) -> u16;
 
     /// Sets queue `index` up without interrupts, and enables it.
-    fn enable_queue(&self, index: u16, size: u16, addresses: QueueAddresses);
+    ///
+    /// # Errors
+    /// [`OpenError::Queue`] when the device cannot have it there.
+    fn enable_queue(
+        &self,
+        index: u16,
+        size: u16,
+        addresses: QueueAddresses,
+    ) -> Result<(), OpenError>;
 
     /// Tells the device that queue `index`, which was enabled last, has something new.
     fn notify(&self, index: u16);
@@ -110,7 +127,7 @@ pub fn reset(transport: &dyn Transport, clock: &dyn Clock) -> Result<(), TimedOu
 }
 
 /// Resets a device and settles the features: all those of `wanted` that it offers, version 1 among
-/// them. Returns what was settled.
+/// them unless the device is a legacy one. Returns what was settled.
 ///
 /// # Errors
 /// [`OpenError::Reset`] or [`OpenError::Features`].
@@ -122,7 +139,13 @@ pub fn negotiate(
     reset(transport, clock).map_err(|TimedOut| OpenError::Reset)?;
     let begun = status::ACKNOWLEDGE | status::DRIVER;
     transport.set_status(begun);
-    let features = transport.device_features() & (wanted | FEATURE_VERSION_1);
+    let offered = transport.device_features();
+    if transport.is_legacy() {
+        let features = offered & wanted & !FEATURE_VERSION_1;
+        transport.set_driver_features(features);
+        return Ok(features);
+    }
+    let features = offered & (wanted | FEATURE_VERSION_1);
     if features & FEATURE_VERSION_1 == 0 {
         transport.set_status(status::FAILED);
         return Err(OpenError::Features);
@@ -134,4 +157,10 @@ pub fn negotiate(
         return Err(OpenError::Features);
     }
     Ok(features)
+}
+
+/// Tells a device whose features are settled and whose queues are enabled that it may begin.
+pub fn begin(transport: &dyn Transport) {
+    let agreed = if transport.is_legacy() { 0 } else { status::FEATURES_OK };
+    transport.set_status(status::ACKNOWLEDGE | status::DRIVER | agreed | status::DRIVER_OK);
 }

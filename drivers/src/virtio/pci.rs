@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::clock::Clock;
 use crate::mmio::{Mmio, Registers};
 use crate::pci::{self, ConfigSpace, Function};
-use crate::virtio::{self, QueueAddresses, Transport};
+use crate::virtio::{self, OpenError, QueueAddresses, Transport};
 use crate::{PhysAddr, Physical};
 
 const VENDOR: u16 = 0x1af4;
@@ -145,7 +145,12 @@ impl<R: Registers> Transport for PciTransport<R> {
         self.common.read16(common::QUEUE_SIZE)
     }
 
-    fn enable_queue(&self, index: u16, size: u16, addresses: QueueAddresses) {
+    fn enable_queue(
+        &self,
+        index: u16,
+        size: u16,
+        addresses: QueueAddresses,
+    ) -> Result<(), OpenError> {
         let write_address = |register, PhysAddr(address)| {
             self.common.write64_halves(register, address);
         };
@@ -159,6 +164,7 @@ impl<R: Registers> Transport for PciTransport<R> {
         let notify = u64::from(self.common.read16(common::QUEUE_NOTIFY_OFF));
         self.notify_at.set(notify * u64::from(self.notify_multiplier));
         self.common.write16(common::QUEUE_ENABLE, 1);
+        Ok(())
     }
 
     fn notify(&self, index: u16) {
@@ -249,7 +255,7 @@ mod tests {
             used: PhysAddr(0x2000),
         };
         transport.common.set(0x1e, 3);
-        transport.enable_queue(0, 128, addresses);
+        transport.enable_queue(0, 128, addresses).unwrap();
         assert_eq!(transport.common.get(0x20), 0x2345_6000);
         assert_eq!(transport.common.get(0x24), 1);
         assert_eq!(transport.common.get(0x1a), 0xffff);

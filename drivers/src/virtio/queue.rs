@@ -36,10 +36,24 @@ pub struct Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lie;
 
+/// Alignment of the used ring in the memory of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsedRing {
+    /// As dense as the device allows (section 2.7).
+    Dense,
+    /// On a page of its own, where a legacy device looks for it (section 2.7.2). Linux has always
+    /// asked for a page, so that is what devices are known to do.
+    OnItsPage,
+}
+
+/// Bytes of a page of legacy devices.
+pub const LEGACY_PAGE: usize = 4096;
+
 /// A queue in DMA memory.
 pub struct Queue<'a> {
     memory: DmaBuffer<'a>,
     size: u16,
+    used_ring: usize,
     available: u16,
     seen: u16,
     busy: u32,
@@ -48,17 +62,18 @@ pub struct Queue<'a> {
 impl<'a> Queue<'a> {
     /// A queue of at most `max_size` descriptors, not yet known to the device. `None` when that is
     /// too few for a single slot or the pool is used up.
-    pub fn new(pool: &'a DmaPool, max_size: u16) -> Option<Queue<'a>> {
+    pub fn new(pool: &'a DmaPool, max_size: u16, used_ring: UsedRing) -> Option<Queue<'a>> {
         // A power of two, as devices want it, and no more than the slots need.
         let most = (MAX_SLOTS * CHAIN).next_power_of_two();
         let size = if max_size >= most { most } else { 1 << max_size.checked_ilog2()? };
         if size < CHAIN {
             return None;
         }
-        let bytes = used_offset(size) + 6 + 8 * usize::from(size);
+        let used_ring = used_offset(size, used_ring);
+        let bytes = used_ring + 6 + 8 * usize::from(size);
         let memory = pool.allocate(bytes)?;
         memory.write(available_offset(size), NO_INTERRUPT);
-        Some(Queue { memory, size, available: 0, seen: 0, busy: 0 })
+        Some(Queue { memory, size, used_ring, available: 0, seen: 0, busy: 0 })
     }
 
     /// Number of descriptors.
@@ -73,7 +88,7 @@ impl<'a> Queue<'a> {
         QueueAddresses {
             descriptors: self.memory.phys(0),
             available: self.memory.phys(available_offset(self.size)),
-            used: self.memory.phys(used_offset(self.size)),
+            used: self.memory.phys(self.used_ring),
         }
     }
 
@@ -119,7 +134,7 @@ impl<'a> Queue<'a> {
     /// # Errors
     /// [`Lie`] when the device names a slot that has nothing under way.
     pub fn finished(&mut self) -> Result<Option<u16>, Lie> {
-        let ring = used_offset(self.size);
+        let ring = self.used_ring;
         let index: u16 = self.memory.read(ring + 2);
         if index == self.seen {
             return Ok(None);
@@ -144,7 +159,11 @@ fn available_offset(size: u16) -> usize {
     DESCRIPTOR_BYTES * usize::from(size)
 }
 
-/// The used ring follows the available ring, whose last word is unused, aligned to 4.
-fn used_offset(size: u16) -> usize {
-    (available_offset(size) + 6 + 2 * usize::from(size)).next_multiple_of(4)
+/// The used ring follows the available ring, whose last word is unused.
+fn used_offset(size: u16, used_ring: UsedRing) -> usize {
+    let alignment = match used_ring {
+        UsedRing::Dense => 4,
+        UsedRing::OnItsPage => LEGACY_PAGE,
+    };
+    (available_offset(size) + 6 + 2 * usize::from(size)).next_multiple_of(alignment)
 }

@@ -1,0 +1,403 @@
+//! A virtio block device made of memory, which does what it should or what it should not, behind
+//! every kind of bus.
+
+#![allow(unsafe_code)]
+
+use core::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::vec;
+use std::vec::Vec;
+
+use crate::PhysAddr;
+use crate::clock::Clock;
+use crate::dma::DmaPool;
+use crate::dma::tests::host_pool;
+use crate::mmio::Registers;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::{FEATURE_VERSION_1, OpenError, QueueAddresses, Transport, status};
+
+/// How the device behaves.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Temper {
+    Good,
+    /// Finishes one request in ten milliseconds, the last first.
+    Slow,
+    /// Answers its first requests and then nothing.
+    SilentAfter(usize),
+    /// Reports an error for every write.
+    Failing,
+    /// Gives back a request that it was never given.
+    Lying,
+    /// Finishes without writing a status.
+    Mute,
+    /// Is gone: every register reads all ones.
+    Gone,
+}
+
+/// How the driver reaches it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bus {
+    /// Through nothing: the transport is faked.
+    Direct,
+    /// Through registers of version 2.
+    Mmio,
+    /// Through registers of version 1.
+    Legacy,
+}
+
+/// All of them.
+pub const BUSES: [Bus; 3] = [Bus::Direct, Bus::Mmio, Bus::Legacy];
+
+pub struct Device {
+    pub temper: Temper,
+    pub features: u64,
+    pub status: u8,
+    pub addresses: Option<QueueAddresses>,
+    pub size: u16,
+    pub finished: usize,
+    pub most_waiting: usize,
+    pub flushes: usize,
+    pub disk: Vec<u8>,
+    /// What makes a pointer of a physical address in the driver's pool.
+    to_pointer: u64,
+    seen: u16,
+    used: u16,
+    waiting: Vec<u16>,
+}
+
+/// The device with its time: a slow one works while the clock is looked at.
+#[derive(Clone)]
+pub struct Fake {
+    pub device: Rc<RefCell<Device>>,
+    pub now: Rc<Cell<u64>>,
+    bus: Bus,
+    /// What was written to registers that have no other effect, or is pretended.
+    registers: Rc<RefCell<BTreeMap<u64, u32>>>,
+}
+
+impl Clock for Fake {
+    fn now_us(&self) -> u64 {
+        self.now.set(self.now.get() + 10_000);
+        let mut device = self.device.borrow_mut();
+        if device.temper == Temper::Slow
+            && let Some(head) = device.waiting.pop()
+        {
+            device.finish(head);
+        }
+        self.now.get()
+    }
+}
+
+/// A place in the driver's pool, or in "old memory", whose addresses are pointers.
+fn memory<T: Copy>(to_pointer: u64, PhysAddr(at): PhysAddr, offset: u64) -> *mut T {
+    let base = if at < 1 << 32 { to_pointer } else { 0 };
+    (base + at + offset) as *mut T
+}
+
+impl Device {
+    fn set_status(&mut self, status: u8) {
+        self.status = status;
+        if status == 0 {
+            self.addresses = None;
+        }
+    }
+
+    fn enable_queue(&mut self, size: u16, addresses: QueueAddresses) {
+        assert_eq!(self.status & status::DRIVER_OK, 0);
+        (self.size, self.addresses) = (size, Some(addresses));
+        (self.seen, self.used) = (0, 0);
+    }
+
+    fn config32(&self, offset: u64) -> u32 {
+        match offset {
+            0 => (self.disk.len() / 512) as u32,
+            20 => 512,
+            _ => 0,
+        }
+    }
+
+    fn notified(&mut self) {
+        assert_ne!(self.status & status::DRIVER_OK, 0);
+        let (Some(addresses), base) = (self.addresses, self.to_pointer) else { return };
+        // SAFETY: the driver gave these addresses, which in a test are of its pool.
+        unsafe {
+            let index = memory::<u16>(base, addresses.available, 2).read();
+            while self.seen != index {
+                let entry = u64::from(self.seen % self.size);
+                self.waiting.push(memory::<u16>(base, addresses.available, 4 + 2 * entry).read());
+                self.seen = self.seen.wrapping_add(1);
+            }
+        }
+        self.most_waiting = self.most_waiting.max(self.waiting.len());
+        if self.temper != Temper::Slow {
+            for head in core::mem::take(&mut self.waiting) {
+                self.finish(head);
+            }
+        }
+    }
+
+    fn finish(&mut self, head: u16) {
+        self.finished += 1;
+        if matches!(self.temper, Temper::SilentAfter(count) if self.finished > count) {
+            return;
+        }
+        let (Some(addresses), base) = (self.addresses, self.to_pointer) else { return };
+        // SAFETY: as above; descriptors hold such addresses as well, or pointers.
+        unsafe {
+            let descriptor = |index: u16| {
+                let at = u64::from(index) * 16;
+                let address = memory::<u64>(base, addresses.descriptors, at).read();
+                let size = memory::<u32>(base, addresses.descriptors, at + 8).read();
+                let flags = memory::<u16>(base, addresses.descriptors, at + 12).read();
+                let next = memory::<u16>(base, addresses.descriptors, at + 14).read();
+                (memory::<u8>(base, PhysAddr(address), 0), size as usize, flags, next)
+            };
+            let (header, _, _, next) = descriptor(head);
+            let kind = header.cast::<u32>().read();
+            let at = header.add(8).cast::<u64>().read() as usize * 512;
+            let (mut buffer, size, flags, next) = descriptor(next);
+            if flags & 1 != 0 {
+                match kind {
+                    0 => buffer.copy_from(self.disk[at..at + size].as_ptr(), size),
+                    1 => self.disk[at..at + size]
+                        .copy_from_slice(core::slice::from_raw_parts(buffer, size)),
+                    _ => panic!("data in request {kind}"),
+                }
+                buffer = descriptor(next).0;
+            } else {
+                assert_eq!(kind, 4);
+                self.flushes += 1;
+            }
+            if self.temper != Temper::Mute {
+                buffer.write(u8::from(self.temper == Temper::Failing && kind == 1));
+            }
+            let given_back = if self.temper == Temper::Lying { head + 3 } else { head };
+            let entry = u64::from(self.used % self.size);
+            memory::<u32>(base, addresses.used, 4 + 8 * entry).write(given_back.into());
+            self.used = self.used.wrapping_add(1);
+            memory::<u16>(base, addresses.used, 2).write(self.used);
+        }
+    }
+}
+
+impl Transport for Fake {
+    fn status(&self) -> u8 {
+        let device = self.device.borrow();
+        if device.temper == Temper::Gone { 0xff } else { device.status }
+    }
+    fn set_status(&self, status: u8) {
+        self.device.borrow_mut().set_status(status);
+    }
+    fn device_features(&self) -> u64 {
+        self.device.borrow().features
+    }
+    fn set_driver_features(&self, features: u64) {
+        assert_eq!(features & !self.device.borrow().features, 0);
+    }
+    fn max_queue_size(&self, _: u16) -> u16 {
+        256
+    }
+    fn enable_queue(&self, index: u16, size: u16, at: QueueAddresses) -> Result<(), OpenError> {
+        assert_eq!(index, 0);
+        self.device.borrow_mut().enable_queue(size, at);
+        Ok(())
+    }
+    fn notify(&self, _: u16) {
+        self.device.borrow_mut().notified();
+    }
+    fn config32(&self, offset: u64) -> u32 {
+        self.device.borrow().config32(offset)
+    }
+}
+
+impl Fake {
+    /// A pool for the driver.
+    pub fn pool(&self, size: usize) -> &'static DmaPool {
+        let (pool, to_pointer) = host_pool(size);
+        self.device.borrow_mut().to_pointer = to_pointer;
+        pool
+    }
+
+    /// The transport that the driver shall use. A device that is gone went after it was found.
+    pub fn transport(&self) -> AnyTransport {
+        if self.bus == Bus::Direct {
+            return AnyTransport::Direct(self.clone());
+        }
+        let temper = core::mem::replace(&mut self.device.borrow_mut().temper, Temper::Good);
+        let transport = MmioTransport::open(self.clone()).unwrap();
+        self.device.borrow_mut().temper = temper;
+        AnyTransport::Mmio(transport)
+    }
+
+    /// Makes a register read as `value`.
+    pub fn pretend(&self, register: u64, value: u32) {
+        self.registers.borrow_mut().insert(register, value);
+    }
+
+    fn register(&self, register: u64) -> u32 {
+        self.registers.borrow().get(&register).copied().unwrap_or(0)
+    }
+
+    fn address(&self, register: u64) -> PhysAddr {
+        let high = self.register(register + 4);
+        PhysAddr(u64::from(high) << 32 | u64::from(self.register(register)))
+    }
+
+    /// Where a legacy device looks for its rings (section 2.7.2), by the page it is told.
+    fn legacy_addresses(&self, page: u32, size: u64) -> QueueAddresses {
+        let descriptors = u64::from(page) * u64::from(self.register(0x28));
+        let available = descriptors + 16 * size;
+        let used = (available + 4 + 2 * size).next_multiple_of(self.register(0x3c).into());
+        QueueAddresses {
+            descriptors: PhysAddr(descriptors),
+            available: PhysAddr(available),
+            used: PhysAddr(used),
+        }
+    }
+}
+
+/// The registers of virtio-mmio, with their offsets as the specification numbers them.
+impl Registers for Fake {
+    fn read8(&self, _: u64) -> u8 {
+        panic!("access of 8 bits")
+    }
+    fn read16(&self, _: u64) -> u16 {
+        panic!("access of 16 bits")
+    }
+    fn read32(&self, offset: u64) -> u32 {
+        let device = self.device.borrow();
+        let legacy = self.bus == Bus::Legacy;
+        match offset {
+            _ if device.temper == Temper::Gone => u32::MAX,
+            0x10 if self.register(0x14) == 1 => {
+                assert!(!legacy);
+                (device.features >> 32) as u32
+            }
+            0x10 => device.features as u32,
+            0x34 if self.register(0x30) == 0 => 256,
+            0x34 => 0,
+            0x40 if legacy => u32::from(device.addresses.is_some()),
+            0x44 if !legacy => u32::from(device.addresses.is_some()),
+            0x70 => device.status.into(),
+            0x100.. => device.config32(offset - 0x100),
+            0x00 | 0x04 | 0x08 => self.register(offset),
+            _ => panic!("{offset:#x} cannot be read"),
+        }
+    }
+    fn write8(&self, _: u64, _: u8) {
+        panic!("access of 8 bits")
+    }
+    fn write16(&self, _: u64, _: u16) {
+        panic!("access of 16 bits")
+    }
+    fn write32(&self, offset: u64, value: u32) {
+        let legacy = self.bus == Bus::Legacy;
+        self.registers.borrow_mut().insert(offset, value);
+        let mut device = self.device.borrow_mut();
+        let size = self.register(0x38) as u16;
+        match offset {
+            0x20 => {
+                let shift = 32 * self.register(0x24);
+                assert_eq!(u64::from(value) << shift & !device.features, 0);
+            }
+            0x70 => {
+                assert!(!legacy || value as u8 & status::FEATURES_OK == 0);
+                device.set_status(value as u8);
+            }
+            0x40 if legacy => {
+                let at = self.legacy_addresses(value, size.into());
+                device.enable_queue(size, at);
+            }
+            0x44 if !legacy => device.enable_queue(
+                size,
+                QueueAddresses {
+                    descriptors: self.address(0x80),
+                    available: self.address(0x90),
+                    used: self.address(0xa0),
+                },
+            ),
+            0x50 => device.notified(),
+            0x14 | 0x24 | 0x30 | 0x38 => {}
+            0x28 | 0x3c => assert!(legacy),
+            0x80..=0xa4 => assert!(!legacy),
+            _ => panic!("{offset:#x} cannot be written"),
+        }
+    }
+}
+
+/// The transport of a fake.
+pub enum AnyTransport {
+    Direct(Fake),
+    Mmio(MmioTransport<Fake>),
+}
+
+impl AnyTransport {
+    fn inner(&self) -> &dyn Transport {
+        match self {
+            AnyTransport::Direct(transport) => transport,
+            AnyTransport::Mmio(transport) => transport,
+        }
+    }
+}
+
+impl Transport for AnyTransport {
+    fn is_legacy(&self) -> bool {
+        self.inner().is_legacy()
+    }
+    fn status(&self) -> u8 {
+        self.inner().status()
+    }
+    fn set_status(&self, status: u8) {
+        self.inner().set_status(status);
+    }
+    fn device_features(&self) -> u64 {
+        self.inner().device_features()
+    }
+    fn set_driver_features(&self, features: u64) {
+        self.inner().set_driver_features(features);
+    }
+    fn max_queue_size(&self, index: u16) -> u16 {
+        self.inner().max_queue_size(index)
+    }
+    fn enable_queue(&self, index: u16, size: u16, at: QueueAddresses) -> Result<(), OpenError> {
+        self.inner().enable_queue(index, size, at)
+    }
+    fn notify(&self, index: u16) {
+        self.inner().notify(index);
+    }
+    fn config32(&self, offset: u64) -> u32 {
+        self.inner().config32(offset)
+    }
+}
+
+/// A disk of 8 MiB whose block size is told and which can flush.
+pub fn fake(bus: Bus, temper: Temper) -> Fake {
+    const FLUSH_AND_BLOCK_SIZE: u64 = 1 << 9 | 1 << 6;
+    let version = if bus == Bus::Legacy { 0 } else { FEATURE_VERSION_1 };
+    let device = Device {
+        temper,
+        features: version | FLUSH_AND_BLOCK_SIZE,
+        status: 0xf,
+        addresses: None,
+        size: 0,
+        to_pointer: 0,
+        seen: 0,
+        used: 0,
+        waiting: Vec::new(),
+        finished: 0,
+        most_waiting: 0,
+        flushes: 0,
+        disk: vec![0; 8 << 20],
+    };
+    let fake = Fake {
+        device: Rc::new(RefCell::new(device)),
+        now: Rc::default(),
+        bus,
+        registers: Rc::default(),
+    };
+    fake.pretend(0x00, u32::from_le_bytes(*b"virt"));
+    fake.pretend(0x04, if bus == Bus::Legacy { 1 } else { 2 });
+    fake.pretend(0x08, 2);
+    fake
+}
