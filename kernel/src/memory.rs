@@ -8,7 +8,7 @@ use drivers::pci::MapPage;
 use drivers::{PhysAddr, Physical};
 
 use crate::arch::trap;
-use crate::windows;
+use crate::windows::{self, PAGE};
 
 /// All physical memory: readable, and every read may fail; never written. Device registers are
 /// mapped only where no memory is, whatever firmware tables and BARs claim.
@@ -31,6 +31,17 @@ impl PhysicalMemory<'_> {
     pub fn read_bytes<const N: usize>(&self, at: PhysAddr) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         self.read(at, &mut bytes).then_some(bytes)
+    }
+
+    /// Maps `size` bytes of registers at `at`, within one page, for as long as `with` runs. Not to be
+    /// nested.
+    pub fn with_registers<T>(
+        &self,
+        at: PhysAddr,
+        size: u64,
+        with: impl FnOnce(&Mmio) -> T,
+    ) -> Option<T> {
+        self.with_page(at, |page| page.part(at.0 % PAGE, size).map(|part| with(&part))).flatten()
     }
 
     /// Maps the registers of the console, before it is known where memory is: only here is firmware

@@ -6,11 +6,13 @@ use capture::Disk;
 use capture::area;
 use capture::dump::{self, Buffers, Complete, Payload, Source};
 use capture::options::To;
+use drivers::Physical;
 use drivers::dma::DmaPool;
 use drivers::firmware::Firmware;
 use drivers::pci;
 use drivers::virtio::Transport;
 use drivers::virtio::blk::VirtioBlk;
+use drivers::virtio::mmio::{self, MmioTransport};
 use drivers::virtio::pci::{PciTransport, is_block_device};
 
 use crate::arch;
@@ -63,6 +65,9 @@ pub fn dump_to_first(
     arch::pci::each_config_space(firmware, memory, &mut |config| {
         pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
     });
+    for &at in &firmware.virtio_mmio {
+        memory.with_registers(at, mmio::SIZE, mmio::stop);
+    }
 
     let mut search = Search { pool: arch::dma_pool(), result: Err(Failure::NoDisk) };
     arch::pci::each_config_space(firmware, memory, &mut |config| {
@@ -75,6 +80,13 @@ pub fn dump_to_first(
             pci::stop_bus_master(config, at);
         });
     });
+    for &at in &firmware.virtio_mmio {
+        let is_disk = memory.with_registers(at, mmio::SIZE, mmio::is_block_device);
+        if !search.is_over() && is_disk == Some(true) {
+            let registers = memory.map_device(at, mmio::SIZE);
+            search.try_disk(machine, &at, registers.and_then(MmioTransport::open), job);
+        }
+    }
     search.result
 }
 
