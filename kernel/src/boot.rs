@@ -20,6 +20,8 @@ pub struct BootInfo {
     pub acpi_root: Option<PhysAddr>,
     /// Physical memory, of which nothing but the payload's own is known yet.
     pub memory: PhysicalMemory<'static>,
+    /// Bytes of memory that the payload uses: image, stacks, tables and buffers.
+    pub image_size: u64,
 }
 
 /// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is

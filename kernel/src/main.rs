@@ -125,7 +125,7 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     );
 
     // Where it may be written, and then the dump itself.
-    let memory_used = memory.own.end - memory.own.start;
+    let memory_used = boot.image_size;
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
     let mut job = Job {

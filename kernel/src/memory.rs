@@ -15,7 +15,7 @@ use crate::windows::{self, PAGE};
 pub struct PhysicalMemory<'a> {
     /// The first address that the processor cannot address.
     pub limit: u64,
-    /// The payload's own memory.
+    /// The memory that was reserved for the payload, as far as that is known; at least its image.
     pub own: Range<u64>,
     /// The dead kernel's memory; while it is not known, no device is mapped at all.
     pub old: Option<&'a OldMemory>,

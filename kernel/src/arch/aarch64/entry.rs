@@ -56,23 +56,31 @@ extern "C" fn entry(device_tree: u64, start: u64) -> ! {
 
 fn boot_info(device_tree: PhysAddr) -> BootInfo {
     let image = (&raw const __image_start as u64)..(&raw const __image_end as u64);
-    let memory = PhysicalMemory::without_devices(1 << paging::physical_bits(), image);
+    let mut memory = PhysicalMemory::without_devices(1 << paging::physical_bits(), image.clone());
     let size = memory.read_bytes(device_tree).and_then(|head| fdt::claimed_size(&head));
     let take = |blob: &[u8]| {
         let tree = DeviceTree::read(blob)?;
         let command_line = CommandLine::until_zero(tree.bootargs.iter().copied());
-        Some((command_line, tree.elfcorehdr, tree.efi, tree.firmware))
+        let usable = tree
+            .usable_memory
+            .iter()
+            .map(|region| region.at.0..region.at.0.saturating_add(region.size));
+        let own = usable.into_iter().find(|own| own.contains(&image.start) && own.end >= image.end);
+        Some((command_line, tree.elfcorehdr, tree.efi, tree.firmware, own))
     };
     let told = size.filter(|&size| size <= fdt::MAX_SIZE).and_then(|size| {
         // SAFETY: kexec put the tree into the crash region, which is the payload's alone.
         unsafe { windows::with_memory(device_tree, size.into(), take) }
     });
-    let (command_line, elfcorehdr, efi, firmware) = told.flatten().unwrap_or_default();
+    let (command_line, elfcorehdr, efi, firmware, own) = told.flatten().unwrap_or_default();
+    // All of the crash region is ours, and no device's.
+    memory.own = own.unwrap_or(image.clone());
     BootInfo {
         command_line,
         elfcorehdr: elfcorehdr.map(|region| OldPhys(region.at.0)),
         firmware,
         acpi_root: efi.and_then(|efi| efi::acpi_root(&memory, &efi)),
         memory,
+        image_size: image.end - image.start,
     }
 }

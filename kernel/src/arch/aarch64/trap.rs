@@ -24,6 +24,7 @@ unsafe extern "C" {
     static copy_old_failed: u8;
     #[link_name = "copy_old"]
     fn copy_old_asm(to: *mut u8, from: *const u8, size: usize) -> u64;
+    fn copy_word(to: *mut u32, from: *const u32) -> u64;
 }
 
 /// Registers as `trap.s` leaves them on the stack; behind them lie the 32 vector registers.
@@ -82,6 +83,17 @@ pub unsafe fn copy_old(into: &mut [u8], from: *const u8) -> bool {
     // SAFETY: the destination is `into`; the source is the caller's promise, and an abort there is
     // caught by `handle`.
     unsafe { copy_old_asm(into.as_mut_ptr(), from, into.len()) == 0 }
+}
+
+/// Reads a device register that may be kept from us. `None` when that was an exception.
+///
+/// # Safety
+/// `from` must be mapped as device memory, and aligned.
+pub(super) unsafe fn read_register(from: *const u32) -> Option<u32> {
+    let mut value = 0;
+    // SAFETY: the destination is ours; the source is the caller's promise, and an abort there is
+    // caught by `handle`.
+    (unsafe { copy_word(&mut value, from) } == 0).then_some(value)
 }
 
 extern "C" fn handle(frame: &mut Frame) {

@@ -74,14 +74,19 @@ trap_common:
     add sp, sp, #{frame_size}
     eret
 
-// copy_old(to: x0, from: x1, size: x2) -> 0, or 1 when an exception happened between copy_old_begin
-// and copy_old_end: the handler then goes on at copy_old_failed.
+// copy_word(to: x0, from: x1), copy_old(to: x0, from: x1, size: x2) -> 0, or 1 when an exception
+// happened between copy_old_begin and copy_old_end: the handler then goes on at copy_old_failed.
     .section .text.copy_old, "ax"
     .balign 16
-    .global copy_old
-copy_old:
     .global copy_old_begin
 copy_old_begin:
+    .global copy_word
+copy_word:
+    ldr w3, [x1]
+    str w3, [x0]
+    b 4f
+    .global copy_old
+copy_old:
     subs x2, x2, #64
     b.lo 2f
 1:

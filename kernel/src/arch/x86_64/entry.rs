@@ -60,10 +60,8 @@ extern "C" fn entry(boot_params: u64, start: u64) -> ! {
 }
 
 fn boot_info(boot_params: u64) -> BootInfo {
-    let memory = PhysicalMemory::without_devices(
-        physical_limit(),
-        (&raw const __image_start as u64)..(&raw const __image_end as u64),
-    );
+    let image = (&raw const __image_start as u64)..(&raw const __image_end as u64);
+    let memory = PhysicalMemory::without_devices(physical_limit(), image.clone());
     // SAFETY: the boot protocol gives a boot_params of this size, in memory that is the payload's.
     let told = unsafe {
         windows::with_memory(PhysAddr(boot_params), boot_params::SIZE, |bytes| {
@@ -85,6 +83,7 @@ fn boot_info(boot_params: u64) -> BootInfo {
         firmware: Firmware::default(),
         acpi_root: (rsdp != 0).then_some(PhysAddr(rsdp)),
         memory,
+        image_size: image.end - image.start,
     }
 }
 
