@@ -10,6 +10,7 @@ mod arch;
 mod boot;
 mod console;
 mod disk;
+mod image;
 mod memory;
 mod stack;
 mod targets;

@@ -22,8 +22,8 @@ use aarch64_cpu::registers::{
 };
 use drivers::PhysAddr;
 
-use super::entry::{__data_start, __image_end, __image_start, __rodata_start, STACK};
 use super::trap;
+use crate::image::{self, Content};
 use crate::windows::PAGE;
 
 /// Where the window of old memory begins: the first address of the upper half.
@@ -150,12 +150,11 @@ unsafe fn switch(lower: u64, upper: u64) {
     }
     // DminLine: the smallest line of all data caches, as a power of two of words of four bytes.
     let line = 4u64 << (cache_type >> 16 & 0xf);
-    let mut at = &raw const __image_start as u64 & !(line - 1);
-    while at < &raw const __image_end as u64 {
+    let image = image::range();
+    for at in (image.start..image.end).step_by(line as usize) {
         // SAFETY: kexec cleaned this memory from the caches when it loaded the image
         // (kexec_segment_flush, arch/arm64/kernel/machine_kexec.c, 6.1), so no line of it is dirty.
         unsafe { asm!("dc ivac, {}", in(reg) at, options(nostack, preserves_flags)) };
-        at += line;
     }
     barrier::dsb(barrier::SY);
 
@@ -266,17 +265,11 @@ fn replace(table: &mut Table, index: u64, descriptor: u64, virt: u64) {
 }
 
 fn map_image(tables: &mut Tables) {
-    let start = &raw const __image_start as u64;
-    let rodata = &raw const __rodata_start as u64;
-    let data = &raw const __data_start as u64;
-    let end = &raw const __image_end as u64;
-    let is_guard = |page| page == STACK.guard() || page == trap::STACK.guard();
-    for page in (start..end).step_by(PAGE as usize) {
-        let rights = match page {
-            _ if is_guard(page) => continue,
-            _ if page < rodata => bit::READ_ONLY,
-            _ if page < data => bit::READ_ONLY | bit::EXECUTE_NEVER,
-            _ => bit::EXECUTE_NEVER,
+    for (page, content) in image::pages(|page| page == trap::STACK.guard()) {
+        let rights = match content {
+            Content::Code => bit::READ_ONLY,
+            Content::Constants => bit::READ_ONLY | bit::EXECUTE_NEVER,
+            Content::Data => bit::EXECUTE_NEVER,
         };
         set_page(tables, page, page | NORMAL | bit::TABLE | rights);
     }

@@ -127,7 +127,7 @@ fn give_up(frame: &Frame) -> ! {
         reset::at_once();
     }
     let Frame { x, sp, elr, spsr, esr, far, entry } = *frame;
-    let base = &raw const super::entry::__image_start as u64;
+    let base = crate::image::range().start;
     crate::say!("exception {entry} in the payload, ESR {esr:#x}");
     crate::say!("PC {elr:#018x} (image {:+#x})  PSTATE {spsr:#x}", elr.wrapping_sub(base));
     crate::say!("SP {sp:#018x}  FAR {far:#018x}");

@@ -9,36 +9,19 @@ use drivers::firmware::Firmware;
 
 use super::{clock, paging, trap};
 use crate::boot::{BootInfo, CommandLine};
+use crate::image;
 use crate::memory::PhysicalMemory;
-use crate::stack::Stack;
 use crate::windows;
-
-/// Size of the payload's stack in bytes.
-const STACK_SIZE: usize = 20 * 1024;
-
-/// The stack of everything but exceptions.
-pub(super) static STACK: Stack<STACK_SIZE> = Stack::new();
-
-unsafe extern "C" {
-    pub(super) static __image_start: u8;
-    pub(super) static __rodata_start: u8;
-    pub(super) static __data_start: u8;
-    pub(super) static __image_end: u8;
-    static __bss_start: u8;
-    static __bss_end: u8;
-    static __rela_start: u8;
-    static __rela_end: u8;
-}
 
 global_asm!(
     include_str!("entry.s"),
-    bss_start = sym __bss_start,
-    bss_end = sym __bss_end,
-    image_start = sym __image_start,
-    rela_start = sym __rela_start,
-    rela_end = sym __rela_end,
-    stack = sym STACK,
-    stack_size = const size_of::<Stack<STACK_SIZE>>(),
+    bss_start = sym image::__bss_start,
+    bss_end = sym image::__bss_end,
+    image_start = sym image::__image_start,
+    rela_start = sym image::__rela_start,
+    rela_end = sym image::__rela_end,
+    stack = sym image::STACK,
+    stack_size = const size_of_val(&image::STACK),
     entry = sym entry,
 );
 
@@ -60,7 +43,7 @@ extern "C" fn entry(boot_params: u64, start: u64) -> ! {
 }
 
 fn boot_info(boot_params: u64) -> BootInfo {
-    let image = (&raw const __image_start as u64)..(&raw const __image_end as u64);
+    let image = image::range();
     let memory = PhysicalMemory::without_devices(physical_limit(), image.clone());
     // SAFETY: the boot protocol gives a boot_params of this size, in memory that is the payload's.
     let told = unsafe {

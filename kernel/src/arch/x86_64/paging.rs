@@ -20,8 +20,8 @@ use x86_64::structures::paging::page_table::PageTableEntry;
 use x86_64::structures::paging::{PageTable, PageTableFlags as Flags, PhysFrame};
 use x86_64::{PhysAddr as TablePhys, VirtAddr};
 
-use super::entry::{__data_start, __image_end, __image_start, __rodata_start, STACK};
 use super::trap::STACKS;
+use crate::image::{self, Content};
 use crate::windows::PAGE;
 
 /// Where the window of old memory begins: the first address of the upper half with 4 levels.
@@ -120,19 +120,13 @@ impl Tables {
 }
 
 fn map_image(tables: &mut Tables) {
-    let start = &raw const __image_start as u64;
-    let rodata = &raw const __rodata_start as u64;
-    let data = &raw const __data_start as u64;
-    let end = &raw const __image_end as u64;
-    let is_guard = |page| page == STACK.guard() || STACKS.iter().any(|stack| page == stack.guard());
-    for page in (start..end).step_by(PAGE as usize) {
-        let flags = match page {
-            _ if is_guard(page) => continue,
-            _ if page < rodata => Flags::PRESENT,
-            _ if page < data => Flags::PRESENT | Flags::NO_EXECUTE,
-            _ => Flags::PRESENT | Flags::NO_EXECUTE | Flags::WRITABLE,
+    for (page, content) in image::pages(|page| STACKS.iter().any(|stack| page == stack.guard())) {
+        let rights = match content {
+            Content::Code => Flags::empty(),
+            Content::Constants => Flags::NO_EXECUTE,
+            Content::Data => Flags::NO_EXECUTE | Flags::WRITABLE,
         };
-        entry(tables, page, 1).set_addr(TablePhys::new(page), flags);
+        entry(tables, page, 1).set_addr(TablePhys::new(page), Flags::PRESENT | rights);
     }
 }
 

@@ -214,7 +214,7 @@ fn give_up(frame: &Frame) -> ! {
     }
     let Frame { rip, rsp, rflags, rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = *frame;
     let Frame { r8, r9, r10, r11, r12, r13, r14, r15, vector, error, .. } = *frame;
-    let base = &raw const super::entry::__image_start as u64;
+    let base = crate::image::range().start;
     crate::say!("exception {vector} in the payload, error code {error:#x}");
     crate::say!("RIP {rip:#018x} (image {:+#x})  RFLAGS {rflags:#x}", rip.wrapping_sub(base));
     if vector == PAGE_FAULT {
