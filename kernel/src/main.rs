@@ -127,8 +127,7 @@ fn dump(
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let ecam = firmware.pci.first().map(|host| host.ecam);
-    let complete = arch::pci::with_config_space(ecam, &memory, |config| {
+    let complete = arch::pci::with_config_space(firmware.pci.first(), &memory, |config| {
         targets::dump_to_first(config, &mut machine, &mut job)
     })
     .map_err(Failure::Target)?;

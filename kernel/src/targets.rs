@@ -82,10 +82,11 @@ fn try_disk(
     at: Function,
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
-    let Some(transport) = PciTransport::open(config, machine.memory, &PayloadClock, at) else {
-        say!("disk {at}: its virtio registers cannot be reached");
-        return Err(Failure::NoArea);
-    };
+    let transport =
+        PciTransport::open(config, machine.memory, &PayloadClock, at).map_err(|error| {
+            say!("disk {at}: {error}");
+            Failure::NoArea
+        })?;
     let driver = VirtioBlk::open(transport, pool, &PayloadClock).map_err(|error| {
         say!("disk {at}: {error}");
         Failure::NoArea

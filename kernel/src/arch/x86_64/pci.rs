@@ -1,6 +1,6 @@
 //! PCI configuration space: memory-mapped where firmware says so, else through two I/O ports.
 
-use drivers::firmware::EcamRange;
+use drivers::firmware::PciHost;
 use drivers::pci::{ConfigSpace, Ecam, Function};
 use x86_64::instructions::port::{Port, PortWriteOnly};
 
@@ -9,12 +9,12 @@ use crate::memory::PhysicalMemory;
 /// Calls `with` with the machine's configuration space. Memory-mapped space that does not show the
 /// same host bridge as the ports is not believed.
 pub fn with_config_space<T>(
-    range: Option<EcamRange>,
+    host: Option<&PciHost>,
     memory: &PhysicalMemory<'_>,
     with: impl FnOnce(&dyn ConfigSpace) -> T,
 ) -> T {
     const HOST_BRIDGE: Function = Function { segment: 0, bus: 0, device: 0, function: 0 };
-    let ecam = range.map(|range| Ecam { range, pages: memory });
+    let ecam = host.map(|host| Ecam { host, pages: memory });
     match ecam {
         Some(ecam) if ecam.read(HOST_BRIDGE, 0) == ConfigPorts.read(HOST_BRIDGE, 0) => with(&ecam),
         _ => with(&ConfigPorts),
