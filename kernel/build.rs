@@ -13,6 +13,10 @@ fn main() {
             .unwrap_or_else(|_| format!("{}/linker/{arch}.ld", root.display()));
         println!("cargo::rerun-if-changed={script}");
         println!("cargo::rustc-link-arg-bins=-T{script}");
+        // Where the payload will be loaded is not known: it relocates itself, before anything is
+        // read-only. (Code for aarch64-unknown-none is position-independent as it is, its data not.)
+        println!("cargo::rustc-link-arg-bins=-pie");
+        println!("cargo::rustc-link-arg-bins=-znotext");
     }
     println!("cargo::rustc-env=TINYKDUMP_REVISION={}", revision());
 }

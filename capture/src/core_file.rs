@@ -104,7 +104,7 @@ impl CoreFile {
             notes_size += note.raw.len().next_multiple_of(4) as u64;
         });
         let count = 1 + old.image().len() as u64 + old.ranges().len() as u64;
-        let mut core = CoreFile::head(headers.machine(), count, notes_size);
+        let mut core = CoreFile::head(headers.architecture().elf_machine(), count, notes_size);
         if core.head_size > MAX_HEAD {
             return Err(Error::HeadTooLarge(notes_size));
         }

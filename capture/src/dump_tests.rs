@@ -8,6 +8,7 @@ use format::note::Notes;
 use goblin::elf64::program_header::{PT_LOAD, PT_NOTE, ProgramHeader, SIZEOF_PHDR};
 
 use super::*;
+use crate::architecture::Architecture;
 use crate::area::find;
 use crate::fake::{FakeDisk, FakeMachine, LIMIT, elfcorehdr64, note};
 use crate::options::To;
@@ -67,7 +68,7 @@ fn dump_with(
 
     let mut buffers = Buffers::new();
     let mut old = OldMemory::new();
-    let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
+    let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
     change(&mut old);
     let area = find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();

@@ -12,7 +12,8 @@ use core::fmt;
 use format::note::{Note, Notes, VMCOREINFO};
 use goblin::{elf32, elf64};
 
-use crate::old::{ImageMapping, OldMemory, Range, X86_64_IMAGE_BASE};
+use crate::architecture::Architecture;
+use crate::old::{ImageMapping, OldMemory, Range};
 use crate::{Machine, OldPhys};
 
 /// Most program headers that are read. The kernel writes at most
@@ -92,14 +93,13 @@ pub struct Elfcorehdr {
     table: u64,
     count: u64,
     wide: bool,
-    machine: u16,
     limit: u64,
+    architecture: Architecture,
 }
 
 /// The fields of an ELF header that matter here, of either class.
 struct FileHeader {
     kind: u16,
-    machine: u16,
     table: u64,
     sections: u64,
     entry_size: u16,
@@ -107,11 +107,17 @@ struct FileHeader {
 }
 
 impl Elfcorehdr {
-    /// Checks the header at `at`. `limit` is the first address that the processor cannot address.
+    /// Checks the header at `at` of a kernel of `architecture`, whatever machine the header names.
+    /// `limit` is the first address that the processor cannot address.
     ///
     /// # Errors
     /// [`Error`] when the header is none, or not one of a core.
-    pub fn open(machine: &mut dyn Machine, at: OldPhys, limit: u64) -> Result<Elfcorehdr, Error> {
+    pub fn open(
+        machine: &mut dyn Machine,
+        architecture: Architecture,
+        at: OldPhys,
+        limit: u64,
+    ) -> Result<Elfcorehdr, Error> {
         if at.0.checked_add(4096).is_none_or(|end| end > limit) {
             return Err(Error::OutsideAddressSpace);
         }
@@ -144,13 +150,13 @@ impl Elfcorehdr {
         if table.checked_add(count * size as u64).is_none_or(|end| end > limit) {
             return Err(Error::OutsideAddressSpace);
         }
-        Ok(Elfcorehdr { table, count, wide, machine: header.machine, limit })
+        Ok(Elfcorehdr { table, count, wide, limit, architecture })
     }
 
-    /// The ELF machine number (e_machine) of the dead kernel.
+    /// The architecture of the dead kernel.
     #[must_use]
-    pub fn machine(&self) -> u16 {
-        self.machine
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// Takes over into `old` everything in the headers that can be believed, VMCOREINFO first, and
@@ -189,12 +195,14 @@ impl Elfcorehdr {
         self.each_load(machine, &mut |machine, index, load| {
             if let Some(virt) = self.image_address(load, old) {
                 let claim = ImageMapping { virt, phys: load.offset, size: load.file_size };
-                drop_if_refused(machine, old, index, load, |old| old.add_image(claim));
+                drop_if_refused(machine, old, index, load, |old| {
+                    old.add_image(self.architecture, claim)
+                });
             }
         });
         if old.image().is_empty() {
-            let derived = old.image_from_vmcoreinfo();
-            match derived.map(|mapping| (mapping, old.add_image(mapping))) {
+            let derived = old.image_from_vmcoreinfo(self.architecture);
+            match derived.map(|mapping| (mapping, old.add_image(self.architecture, mapping))) {
                 Some((mapping, Ok(()))) => machine.say(format_args!(
                     "kernel image mapping taken from VMCOREINFO: {:#x} at {:#x}, {} KiB",
                     mapping.virt,
@@ -208,21 +216,8 @@ impl Elfcorehdr {
     }
 
     /// The virtual address of the kernel image, if that is what the header maps and not memory.
-    ///
-    /// ELF32 headers of a 64-bit kernel hold the lower half of their virtual addresses only. The
-    /// image runs in the topmost 2 GiB, so its address is sign-extended; but with KASLR the direct
-    /// map can have such a lower half as well, so VMCOREINFO decides where there is one.
     fn image_address(&self, load: &ProgramHeader, old: &OldMemory) -> Option<u64> {
-        if self.wide {
-            return (load.virt >= X86_64_IMAGE_BASE).then_some(load.virt);
-        }
-        let virt = X86_64_IMAGE_BASE | load.virt;
-        let in_upper_half = load.virt >= X86_64_IMAGE_BASE & u64::from(u32::MAX);
-        let is_image = match old.image_phys(virt) {
-            Some(phys) => phys == load.offset,
-            None => load.virt != load.phys,
-        };
-        (in_upper_half && is_image).then_some(virt)
+        self.architecture.image_address(&old.vmcoreinfo, self.wide, load.virt, load.offset)
     }
 
     /// Calls `each` with every note that a CPU or the kernel left, in the order of the headers.
@@ -302,7 +297,6 @@ impl FileHeader {
             let raw = elf64::header::Header::from_bytes(bytes);
             FileHeader {
                 kind: raw.e_type,
-                machine: raw.e_machine,
                 table: raw.e_phoff,
                 sections: raw.e_shoff,
                 entry_size: raw.e_phentsize,
@@ -314,7 +308,6 @@ impl FileHeader {
             let raw = elf32::header::Header::from_bytes(&head);
             FileHeader {
                 kind: raw.e_type,
-                machine: raw.e_machine,
                 table: raw.e_phoff.into(),
                 sections: raw.e_shoff.into(),
                 entry_size: raw.e_phentsize,

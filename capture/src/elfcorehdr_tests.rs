@@ -40,7 +40,7 @@ fn machine(claims: &[Claim]) -> FakeMachine {
 
 fn collect(machine: &mut FakeMachine) -> Result<OldMemory, Error> {
     let mut old = OldMemory::new();
-    let headers = Elfcorehdr::open(machine, OldPhys(AT), LIMIT)?;
+    let headers = Elfcorehdr::open(machine, Architecture::X86_64, OldPhys(AT), LIMIT)?;
     headers.collect(machine, &mut [0; MAX_NOTE_BYTES], &mut old)?;
     Ok(old)
 }
@@ -60,7 +60,7 @@ fn headers_of_a_usual_machine_are_believed() {
 #[test]
 fn cpu_that_never_saved_its_registers_has_no_note() {
     let mut machine = machine(&usual());
-    let headers = Elfcorehdr::open(&mut machine, OldPhys(AT), LIMIT).unwrap();
+    let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     let mut names = Vec::new();
     headers.each_note(&mut machine, &mut [0; 4096], &mut |note| names.push(note.name.to_vec()));
     assert_eq!(names, [&b"CORE"[..], b"VMCOREINFO"]);
@@ -128,7 +128,8 @@ fn garbage_in_place_of_the_headers_is_named() {
 #[test]
 fn headers_outside_of_memory_are_refused() {
     let mut machine = FakeMachine::default();
-    let mut open = |at| Elfcorehdr::open(&mut machine, OldPhys(at), LIMIT).err();
+    let mut open =
+        |at| Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(at), LIMIT).err();
     assert_eq!(open(LIMIT), Some(Error::OutsideAddressSpace));
     assert_eq!(open(u64::MAX), Some(Error::OutsideAddressSpace));
     assert_eq!(open(0x1000), Some(Error::Unreadable));

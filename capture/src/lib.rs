@@ -14,6 +14,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod architecture;
 pub mod area;
 pub mod core_file;
 pub mod crc;

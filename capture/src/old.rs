@@ -6,6 +6,7 @@ use core::fmt;
 use heapless::Vec;
 
 use crate::OldPhys;
+use crate::architecture::Architecture;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 /// Most ranges of old memory that are kept, neighbours merged. Machines of today have a few dozen.
@@ -87,16 +88,6 @@ impl fmt::Display for Refused {
         })
     }
 }
-
-/// Start of the kernel image's mapping on x86_64, whatever KASLR did (__START_KERNEL_map in
-/// arch/x86/include/asm/page_64_types.h, kernel 6.1).
-pub const X86_64_IMAGE_BASE: u64 = 0xffff_ffff_8000_0000;
-
-/// KERNEL_IMAGE_SIZE where VMCOREINFO does not tell it: 1 GiB, the size with KASLR (same file).
-const X86_64_IMAGE_SIZE: i64 = 1 << 30;
-
-/// The kernel image is mapped by pages of 2 MiB.
-const X86_64_IMAGE_ALIGN: u64 = 2 << 20;
 
 /// Old memory: ranges that exist, do not overlap and can be addressed.
 pub struct OldMemory {
@@ -185,13 +176,17 @@ impl OldMemory {
     ///
     /// # Errors
     /// [`Refused`] says why not.
-    pub fn add_image(&mut self, claim: ImageMapping) -> Result<(), Refused> {
+    pub fn add_image(
+        &mut self,
+        architecture: Architecture,
+        claim: ImageMapping,
+    ) -> Result<(), Refused> {
         if claim.size == 0 {
             return Err(Refused::Empty);
         }
         claim.virt.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
         claim.phys.checked_add(claim.size - 1).ok_or(Refused::Wraps)?;
-        let told = self.image_phys(claim.virt);
+        let told = architecture.image_phys(&self.vmcoreinfo, claim.virt);
         if told.is_some_and(|phys| phys != claim.phys) {
             return Err(Refused::AgainstVmcoreinfo);
         }
@@ -206,29 +201,15 @@ impl OldMemory {
         self.image.extend_from_slice(&parts).map_err(|_| Refused::TooMany)
     }
 
-    /// Where VMCOREINFO says that the kernel image's address `virt` is in physical memory:
-    /// `virt - __START_KERNEL_map + phys_base`.
-    pub(crate) fn image_phys(&self, virt: u64) -> Option<u64> {
-        let phys_base = self.vmcoreinfo.number("phys_base")?;
-        virt.checked_sub(X86_64_IMAGE_BASE)?.checked_add_signed(phys_base)
-    }
-
     /// The kernel image's mapping as VMCOREINFO alone tells it, for when `elfcorehdr` has no
-    /// header for it or a wrong one.
-    ///
-    /// VMCOREINFO names the image's start but not its end, so the mapping reaches to the end of
-    /// the memory that it lies in, or of the address range that the kernel keeps for its image.
+    /// header for it or a wrong one. It ends no later than the memory that it lies in.
     #[must_use]
-    pub fn image_from_vmcoreinfo(&self) -> Option<ImageMapping> {
-        let start = self.vmcoreinfo.symbol("_stext")? & !(X86_64_IMAGE_ALIGN - 1);
-        let phys = self.image_phys(start)?;
-        let most = self.vmcoreinfo.number("KERNEL_IMAGE_SIZE").unwrap_or(X86_64_IMAGE_SIZE);
-        let end = X86_64_IMAGE_BASE.checked_add(u64::try_from(most).ok()?)?;
-        let (phys_start, size) = self
-            .ranges
-            .iter()
-            .find_map(|range| range.intersection(phys, end.checked_sub(start)?))?;
-        (phys_start == phys).then_some(ImageMapping { virt: start, phys, size })
+    pub fn image_from_vmcoreinfo(&self, architecture: Architecture) -> Option<ImageMapping> {
+        let (virt, end) = architecture.image_from_vmcoreinfo(&self.vmcoreinfo)?;
+        let phys = architecture.image_phys(&self.vmcoreinfo, virt)?;
+        let most = end.checked_sub(virt)?;
+        let (start, size) = self.ranges.iter().find_map(|range| range.intersection(phys, most))?;
+        (start == phys).then_some(ImageMapping { virt, phys, size })
     }
 
     fn intersections(&self, claim: ImageMapping) -> impl Iterator<Item = ImageMapping> {
@@ -242,6 +223,7 @@ impl OldMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Architecture::X86_64;
 
     const LIMIT: u64 = 1 << 40;
 
@@ -298,15 +280,15 @@ mod tests {
         let mut old = memory(&[(0x10_0000, 0x1000_0000)]);
         old.vmcoreinfo.set(b"NUMBER(phys_base)=-16777216\n");
         let claim = ImageMapping { virt: 0xffff_ffff_8200_0000, phys: 0x100_0000, size: 0x40_0000 };
-        assert_eq!(old.add_image(claim), Ok(()));
+        assert_eq!(old.add_image(X86_64, claim), Ok(()));
         assert_eq!(old.image(), [claim]);
         let moved = ImageMapping { phys: 0x200_0000, ..claim };
-        assert_eq!(old.add_image(moved), Err(Refused::AgainstVmcoreinfo));
+        assert_eq!(old.add_image(X86_64, moved), Err(Refused::AgainstVmcoreinfo));
         let large = ImageMapping { size: 0x2000_0000, ..claim };
-        assert_eq!(old.add_image(large), Err(Refused::NotInMemory));
+        assert_eq!(old.add_image(X86_64, large), Err(Refused::NotInMemory));
         // What kexec-tools writes on a kernel whose /proc/kallsyms lacks _text.
         let garbage = ImageMapping { virt: u64::MAX - 0xfff, phys: 0, size: u64::MAX };
-        assert_eq!(old.add_image(garbage), Err(Refused::Wraps));
+        assert_eq!(old.add_image(X86_64, garbage), Err(Refused::Wraps));
     }
 
     #[test]
@@ -314,8 +296,8 @@ mod tests {
         let mut old = OldMemory::new();
         old.add_range(range(0x10_0000, 0x10_0000), LIMIT).unwrap();
         old.add_range(Range { virt: 0x7000_0000, ..range(0x20_0000, 0x10_0000) }, LIMIT).unwrap();
-        let virt = X86_64_IMAGE_BASE;
-        old.add_image(ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
+        let virt = 0xffff_ffff_8000_0000;
+        old.add_image(X86_64, ImageMapping { virt, phys: 0x18_0000, size: 0x10_0000 }).unwrap();
         let parts = [
             ImageMapping { virt, phys: 0x18_0000, size: 0x8_0000 },
             ImageMapping { virt: virt + 0x8_0000, phys: 0x20_0000, size: 0x8_0000 },
@@ -326,7 +308,7 @@ mod tests {
     #[test]
     fn image_mapping_comes_from_vmcoreinfo_when_the_header_is_missing() {
         let mut old = memory(&[(0, 0x9f000), (0x10_0000, 0x1ff0_0000)]);
-        assert_eq!(old.image_from_vmcoreinfo(), None);
+        assert_eq!(old.image_from_vmcoreinfo(X86_64), None);
         old.vmcoreinfo.set(
             b"SYMBOL(_stext)=ffffffff9c200000\nNUMBER(phys_base)=-452984832\n\
               NUMBER(KERNEL_IMAGE_SIZE)=1073741824\n",
@@ -334,6 +316,6 @@ mod tests {
         let virt = 0xffff_ffff_9c20_0000;
         let phys = 0x1c20_0000 - 452_984_832;
         let size = (0x1ff0_0000 + 0x10_0000 - phys).min(0xffff_ffff_c000_0000 - virt);
-        assert_eq!(old.image_from_vmcoreinfo(), Some(ImageMapping { virt, phys, size }));
+        assert_eq!(old.image_from_vmcoreinfo(X86_64), Some(ImageMapping { virt, phys, size }));
     }
 }

@@ -59,6 +59,15 @@ impl Vmcoreinfo {
         }
     }
 
+    /// The addresses in all lines `SYMBOL(name)=hex`.
+    pub fn symbols(&self) -> impl Iterator<Item = u64> {
+        self.text.split(|&byte| byte == b'\n').filter_map(|line| {
+            let (_, value) =
+                core::str::from_utf8(line).ok()?.strip_prefix("SYMBOL(")?.split_once(")=")?;
+            u64::from_str_radix(value, 16).ok()
+        })
+    }
+
     fn wrapped(&self, kind: &str, name: &str) -> Option<&str> {
         self.text.split(|&byte| byte == b'\n').find_map(|line| {
             let rest = line.strip_prefix(kind.as_bytes())?.strip_prefix(b"(")?;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arm64;
 pub mod bzimage;
 mod flat;
 
@@ -13,6 +14,8 @@ use serde::Deserialize;
 pub enum Format {
     /// x86: the only form that kexec_load and kexec_file_load both take.
     BzImage,
+    /// arm64: the only form that kexec takes.
+    Arm64Image,
 }
 
 /// Why a linked file cannot become an image.
@@ -41,7 +44,7 @@ pub enum Error {
     #[error("relocation of type {0}, which the payload's entry code does not know")]
     Relocation(u32),
     /// An image that is read back is not one of ours.
-    #[error("not a bzImage of ours: {0}")]
+    #[error("not an image of ours: {0}")]
     NotOurs(&'static str),
 }
 
@@ -53,6 +56,7 @@ impl Format {
     pub fn wrap(self, elf: &[u8]) -> Result<Vec<u8>, Error> {
         match self {
             Format::BzImage => bzimage::wrap(elf),
+            Format::Arm64Image => arm64::wrap(elf),
         }
     }
 }

@@ -1,18 +1,44 @@
 //! What every architecture tells the rest of the payload about how it was started.
 
+use capture::OldPhys;
 use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
+use drivers::firmware::Firmware;
 use heapless::String;
+
+use crate::memory::PhysicalMemory;
 
 /// How the payload was started, in terms that no architecture owns.
 pub struct BootInfo {
-    /// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is
-    /// refused and the others are understood.
-    pub command_line: String<MAX_COMMAND_LINE>,
+    /// The command line.
+    pub command_line: CommandLine,
+    /// Where `elfcorehdr` lies, if that is told beside the command line.
+    pub elfcorehdr: Option<OldPhys>,
+    /// What the boot protocol itself told about the machine.
+    pub firmware: Firmware,
     /// Root pointer of the ACPI tables, if the machine has them.
     pub acpi_root: Option<PhysAddr>,
-    /// The first physical address that the processor cannot address.
-    pub physical_limit: u64,
-    /// Physical memory of the payload itself: image, stacks, tables and buffers.
-    pub own_memory: core::ops::Range<u64>,
+    /// Physical memory, of which nothing but the payload's own is known yet.
+    pub memory: PhysicalMemory<'static>,
+    /// Bytes of memory that the payload uses: image, stacks, tables and buffers.
+    pub image_size: u64,
+}
+
+/// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is
+/// refused and the others are understood.
+#[derive(Default)]
+pub struct CommandLine(pub String<MAX_COMMAND_LINE>);
+
+impl CommandLine {
+    /// Takes over the bytes before the first zero, as many as there is room for.
+    pub fn until_zero(bytes: impl Iterator<Item = u8>) -> CommandLine {
+        let mut line = String::new();
+        for byte in bytes.take_while(|&byte| byte != 0) {
+            let character = if byte.is_ascii() { char::from(byte) } else { '?' };
+            if line.push(character).is_err() {
+                break;
+            }
+        }
+        CommandLine(line)
+    }
 }

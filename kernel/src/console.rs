@@ -3,19 +3,26 @@
 use core::fmt::{self, Write};
 
 use capture::options::Console;
+use drivers::firmware::Firmware;
 use drivers::serial::SerialPort;
 use spin::Mutex;
 
 use crate::arch;
+use crate::memory::PhysicalMemory;
 use crate::time::PayloadClock;
 
 static PORT: Mutex<Option<SerialPort<arch::console::Port>>> = Mutex::new(None);
 
-/// Opens the console's port. Without one, lines go nowhere.
-pub fn open(options: Console) {
-    let port = arch::console::port(options.port)
+/// Opens the console's port, if it is not open and enough is known of the machine. Without one, lines
+/// go nowhere. Returns whether it was opened now.
+pub fn open(options: Console, firmware: &Firmware, memory: &PhysicalMemory<'_>) -> bool {
+    let mut open = PORT.lock();
+    if open.is_some() {
+        return false;
+    }
+    *open = arch::console::port(options, firmware, memory)
         .map(|port| SerialPort::open(&PayloadClock, port, options.baud));
-    *PORT.lock() = port;
+    open.is_some()
 }
 
 /// Prints one line. In a trap that interrupted a line, nothing is printed.

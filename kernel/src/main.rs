@@ -11,8 +11,10 @@ mod boot;
 mod console;
 mod disk;
 mod memory;
+mod stack;
 mod targets;
 mod time;
+mod windows;
 
 use core::fmt;
 use core::panic::PanicInfo;
@@ -51,33 +53,39 @@ static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &BootInfo) -> ! {
-    let options = Options::parse(&boot.command_line);
-    console::open(options.console);
-    say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
-    if let Some(word) = options.refused {
-        say!("option not understood: {word}");
+    let options = Options::parse(&boot.command_line.0);
+    // The first line comes as soon as a console is known, before anything can fail.
+    if console::open(options.console, &boot.firmware, &boot.memory) {
+        greet(&options);
     }
-
-    arch::paging::init();
-    let memory =
-        PhysicalMemory { limit: boot.physical_limit, own: boot.own_memory.clone(), old: None };
     let firmware = FIRMWARE.call_once(|| {
-        let mut firmware = Firmware::default();
+        let mut firmware = boot.firmware.clone();
         if let Some(root) = boot.acpi_root {
-            acpi::fill(&mut firmware, &memory, root);
+            acpi::fill(&mut firmware, &boot.memory, root);
         }
         firmware
     });
+    if console::open(options.console, firmware, &boot.memory) {
+        greet(&options);
+    }
     match arch::clock::ticks_per_second(firmware) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(&options, memory, firmware) {
+    match dump(&options, boot, firmware) {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
     finish(options.after)
+}
+
+/// The first lines.
+fn greet(options: &Options<'_>) {
+    say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
+    if let Some(word) = options.refused {
+        say!("option not understood: {word}");
+    }
 }
 
 /// Why there is no complete dump.
@@ -98,18 +106,17 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(
-    options: &Options<'_>,
-    memory: PhysicalMemory<'_>,
-    firmware: &Firmware,
-) -> Result<(), Failure> {
+fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(), Failure> {
+    let memory = &boot.memory;
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
-    let mut machine = ThisMachine { memory: &memory };
+    let mut machine = ThisMachine { memory };
 
-    // What memory there is, by the dead kernel's word.
-    let at = options.elfcorehdr.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
-    let headers = Elfcorehdr::open(&mut machine, at, memory.limit).map_err(Failure::Elfcorehdr)?;
+    // What memory there is, by the dead kernel's word. The command line's has the last one.
+    let at = options.elfcorehdr.or(boot.elfcorehdr);
+    let at = at.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
+    let headers = Elfcorehdr::open(&mut machine, arch::KERNEL, at, memory.limit)
+        .map_err(Failure::Elfcorehdr)?;
     headers.collect(&mut machine, buffers.notes(), old).map_err(Failure::Elfcorehdr)?;
     say!(
         "kernel {}, {} MiB of memory",
@@ -118,8 +125,8 @@ fn dump(
     );
 
     // Where it may be written, and then the dump itself.
-    let memory_used = memory.own.end - memory.own.start;
-    let memory = PhysicalMemory { old: Some(old), ..memory };
+    let memory_used = boot.image_size;
+    let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
     let mut job = Job {
         to: options.to,
@@ -127,10 +134,8 @@ fn dump(
         payload: Payload { version: VERSION, memory_used },
         buffers,
     };
-    let complete = arch::pci::with_config_space(firmware.pci.first(), &memory, |config| {
-        targets::dump_to_first(config, &mut machine, &mut job)
-    })
-    .map_err(Failure::Target)?;
+    let complete =
+        targets::dump_to_first(firmware, &mut machine, &mut job).map_err(Failure::Target)?;
 
     let bulk_us = complete.last_block_us - complete.first_block_us;
     say!(

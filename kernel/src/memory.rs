@@ -7,20 +7,51 @@ use drivers::mmio::Mmio;
 use drivers::pci::MapPage;
 use drivers::{PhysAddr, Physical};
 
-use crate::arch;
+use crate::arch::trap;
+use crate::windows::{self, PAGE};
 
 /// All physical memory: readable, and every read may fail; never written. Device registers are
 /// mapped only where no memory is, whatever firmware tables and BARs claim.
 pub struct PhysicalMemory<'a> {
     /// The first address that the processor cannot address.
     pub limit: u64,
-    /// The payload's own memory.
+    /// The memory that was reserved for the payload, as far as that is known; at least its image.
     pub own: Range<u64>,
     /// The dead kernel's memory; while it is not known, no device is mapped at all.
     pub old: Option<&'a OldMemory>,
 }
 
 impl PhysicalMemory<'_> {
+    /// Memory before the dead kernel's part of it is known.
+    pub const fn without_devices(limit: u64, own: Range<u64>) -> PhysicalMemory<'static> {
+        PhysicalMemory { limit, own, old: None }
+    }
+
+    /// Reads the bytes at `at`, if they can be read.
+    pub fn read_bytes<const N: usize>(&self, at: PhysAddr) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(at, &mut bytes).then_some(bytes)
+    }
+
+    /// Maps `size` bytes of registers at `at`, within one page, for as long as `with` runs. Not to be
+    /// nested.
+    pub fn with_registers<T>(
+        &self,
+        at: PhysAddr,
+        size: u64,
+        with: impl FnOnce(&Mmio) -> T,
+    ) -> Option<T> {
+        self.with_page(at, |page| page.part(at.0 % PAGE, size).map(|part| with(&part))).flatten()
+    }
+
+    /// Maps the registers of the console, before it is known where memory is: only here is firmware
+    /// believed that there is none. A console that is wrong would cost a dump its reason.
+    pub fn map_console(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
+        let end = at.0.checked_add(size).filter(|&end| end <= self.limit)?;
+        let apart = end <= self.own.start || self.own.end <= at.0;
+        apart.then(|| windows::device_pages(at, size)).flatten()
+    }
+
     /// Whether device registers may be at `at`.
     fn may_be_device(&self, at: PhysAddr, size: u64) -> bool {
         let Some(end) = at.0.checked_add(size).filter(|&end| end <= self.limit) else {
@@ -41,7 +72,7 @@ impl Physical for PhysicalMemory<'_> {
             let inside =
                 address.checked_add(into.len() as u64).is_some_and(|end| end <= self.limit);
             let Some((from, contiguous)) =
-                inside.then(|| arch::paging::old_page(PhysAddr(address))).flatten()
+                inside.then(|| windows::old_page(PhysAddr(address))).flatten()
             else {
                 return false;
             };
@@ -49,7 +80,7 @@ impl Physical for PhysicalMemory<'_> {
             let (some, rest) = into.split_at_mut(size);
             // SAFETY: old_page mapped `contiguous` bytes at `from`, and nothing has been mapped
             // since.
-            if !unsafe { arch::trap::copy_old(some, from) } {
+            if !unsafe { trap::copy_old(some, from) } {
                 return false;
             }
             into = rest;
@@ -59,12 +90,12 @@ impl Physical for PhysicalMemory<'_> {
     }
 
     fn map_device(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
-        self.may_be_device(at, size).then(|| arch::paging::device_pages(at, size)).flatten()
+        self.may_be_device(at, size).then(|| windows::device_pages(at, size)).flatten()
     }
 }
 
 impl MapPage for PhysicalMemory<'_> {
     fn with_page<T>(&self, at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Option<T> {
-        self.may_be_device(at, 4096).then(|| arch::paging::with_device_page(at, with)).flatten()
+        self.may_be_device(at, 4096).then(|| windows::with_device_page(at, with)).flatten()
     }
 }

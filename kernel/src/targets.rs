@@ -6,9 +6,13 @@ use capture::Disk;
 use capture::area;
 use capture::dump::{self, Buffers, Complete, Payload, Source};
 use capture::options::To;
+use drivers::Physical;
 use drivers::dma::DmaPool;
-use drivers::pci::{self, ConfigSpace, Function};
+use drivers::firmware::Firmware;
+use drivers::pci;
+use drivers::virtio::Transport;
 use drivers::virtio::blk::VirtioBlk;
+use drivers::virtio::mmio::{self, MmioTransport};
 use drivers::virtio::pci::{PciTransport, is_block_device};
 
 use crate::arch;
@@ -52,56 +56,98 @@ pub struct Job<'a> {
 
 /// Writes the dump to the first area that the job allows.
 pub fn dump_to_first(
-    config: &dyn ConfigSpace,
+    firmware: &Firmware,
     machine: &mut ThisMachine<'_>,
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
+    let memory = machine.memory;
     // Nobody shut these devices down: from here on none that is found here writes to memory.
-    pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
-
-    let pool = arch::dma_pool();
-    let mut result = Err(Failure::NoDisk);
-    pci::each_function(config, &mut |at| {
-        if result.is_ok() || !is_block_device(pci::identity(config, at)) {
-            return;
-        }
-        match (try_disk(config, machine, pool, at, job), &result) {
-            // What came closest to a dump says best why there is none.
-            (Err(Failure::NoArea), Err(Failure::Dump(_))) => {}
-            (tried, _) => result = tried,
-        }
-        pci::stop_bus_master(config, at);
+    arch::pci::each_config_space(firmware, memory, &mut |config| {
+        pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
     });
-    result
+    for &at in &firmware.virtio_mmio {
+        memory.with_registers(at, mmio::SIZE, mmio::stop);
+    }
+
+    let mut search = Search { pool: arch::dma_pool(), result: Err(Failure::NoDisk) };
+    arch::pci::each_config_space(firmware, memory, &mut |config| {
+        pci::each_function(config, &mut |at| {
+            if search.is_over() || !is_block_device(pci::identity(config, at)) {
+                return;
+            }
+            let transport = PciTransport::open(config, memory, &PayloadClock, at);
+            search.try_disk(machine, &at, transport, job);
+            pci::stop_bus_master(config, at);
+        });
+    });
+    for &at in &firmware.virtio_mmio {
+        let is_disk = memory.with_registers(at, mmio::SIZE, mmio::is_block_device);
+        if !search.is_over() && is_disk == Some(true) {
+            let registers = memory.map_device(at, mmio::SIZE);
+            let transport = registers.and_then(MmioTransport::open);
+            search.try_disk(machine, &at, transport.ok_or("its registers cannot be mapped"), job);
+        }
+    }
+    search.result
 }
 
-fn try_disk(
-    config: &dyn ConfigSpace,
+/// The search for a disk that takes the dump.
+struct Search {
+    pool: &'static DmaPool,
+    /// The dump, or what came closest to it.
+    result: Result<Complete, Failure>,
+}
+
+impl Search {
+    fn is_over(&self) -> bool {
+        self.result.is_ok()
+    }
+
+    /// Tries the disk `name` behind `transport`, or says why it has none.
+    fn try_disk<T: Transport>(
+        &mut self,
+        machine: &mut ThisMachine<'_>,
+        name: &dyn fmt::Display,
+        transport: Result<T, impl fmt::Display>,
+        job: &mut Job<'_>,
+    ) {
+        let tried = match transport {
+            Ok(transport) => try_disk(machine, self.pool, name, transport, job),
+            Err(why) => {
+                say!("disk {name}: {why}");
+                Err(Failure::NoArea)
+            }
+        };
+        match (tried, &self.result) {
+            // What came closest to a dump says best why there is none.
+            (Err(Failure::NoArea), Err(Failure::Dump(_))) => {}
+            (tried, _) => self.result = tried,
+        }
+    }
+}
+
+fn try_disk<T: Transport>(
     machine: &mut ThisMachine<'_>,
     pool: &DmaPool,
-    at: Function,
+    name: &dyn fmt::Display,
+    transport: T,
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
-    let transport =
-        PciTransport::open(config, machine.memory, &PayloadClock, at).map_err(|error| {
-            say!("disk {at}: {error}");
-            Failure::NoArea
-        })?;
     let driver = VirtioBlk::open(transport, pool, &PayloadClock).map_err(|error| {
-        say!("disk {at}: {error}");
+        say!("disk {name}: {error}");
         Failure::NoArea
     })?;
     let mut disk = ByteDisk(driver);
-    say!("disk {at}: virtio-blk, {} MiB", disk.size() >> 20);
+    say!("disk {name}: virtio-blk, {} MiB", disk.size() >> 20);
 
     let found =
         area::find(&mut disk, job.to, job.buffers.notes(), &mut |partition, why| match partition {
-            0 => say!("disk {at}: {why}"),
-            partition => say!("disk {at}, partition {partition}: {why}"),
+            0 => say!("disk {name}: {why}"),
+            partition => say!("disk {name}, partition {partition}: {why}"),
         });
     let area = found.ok_or(Failure::NoArea)?;
     dump::write(machine, &mut disk, &area, job.source, job.payload, job.buffers).map_err(|error| {
-        say!("disk {at}: {error}");
+        say!("disk {name}: {error}");
         Failure::Dump(error)
     })
 }

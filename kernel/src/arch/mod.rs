@@ -3,15 +3,21 @@
 //! | file | gives |
 //! |---|---|
 //! | `entry.rs`, `entry.s` | the first instructions, up to the call of [`crate::main`] with a [`crate::boot::BootInfo`] |
-//! | `paging.rs` | [`paging::init`]: own page tables; [`paging::old_page`], [`paging::device_pages`] and [`paging::with_device_page`]: the windows |
+//! | `paging.rs` | [`paging::init`]: own page tables as [`paging::Tables`], which fill the windows at [`paging::OLD_WINDOW`] and [`paging::DEVICE_WINDOW`] |
 //! | `trap.rs`, `trap.s` | [`trap::init`]: every exception is caught; [`trap::copy_old`]: reads that may fail |
 //! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |
 //! | `console.rs` | [`console::Port`], [`console::port`]: the registers of a serial port |
-//! | `pci.rs` | [`pci::with_config_space`]: PCI configuration space |
+//! | `pci.rs` | [`pci::each_config_space`]: PCI configuration space |
 //! | `reset.rs` | [`reset::reboot`], [`reset::power_off`], [`reset::halt`], none of which returns |
+//!
+//! and `mod.rs` itself its `NAME` and the `KERNEL` that loads it.
 //!
 //! Memory that the dead kernel used is only ever reached through [`trap::copy_old`], read-only.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]

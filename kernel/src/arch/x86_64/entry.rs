@@ -2,46 +2,19 @@
 
 use core::arch::global_asm;
 use core::arch::x86_64::__cpuid;
-use core::cell::UnsafeCell;
 
 use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
-use heapless::String;
+use drivers::firmware::Firmware;
 
-use crate::arch::{clock, trap};
-use crate::boot::BootInfo;
+use super::{clock, paging, trap};
+use crate::boot::{BootInfo, CommandLine};
+use crate::memory::PhysicalMemory;
+use crate::stack::Stack;
+use crate::windows;
 
 /// Size of the payload's stack in bytes.
 const STACK_SIZE: usize = 20 * 1024;
-
-/// A stack; below it lies a page that is never mapped, so that a stack that is too small faults.
-#[repr(C, align(4096))]
-pub(super) struct Stack<const SIZE: usize> {
-    guard: UnsafeCell<[u8; GUARD_SIZE]>,
-    bytes: UnsafeCell<[u8; SIZE]>,
-}
-
-/// Size of the page below a stack.
-const GUARD_SIZE: usize = 4096;
-
-// SAFETY: only the processor reaches the bytes, as its stack.
-unsafe impl<const SIZE: usize> Sync for Stack<SIZE> {}
-
-impl<const SIZE: usize> Stack<SIZE> {
-    pub const fn new() -> Self {
-        Stack { guard: UnsafeCell::new([0; GUARD_SIZE]), bytes: UnsafeCell::new([0; SIZE]) }
-    }
-
-    /// Address of the guard page.
-    pub fn guard(&self) -> u64 {
-        self.guard.get() as u64
-    }
-
-    /// Where the first push goes below.
-    pub fn top(&self) -> u64 {
-        self.bytes.get() as u64 + SIZE as u64
-    }
-}
 
 /// The stack of everything but exceptions.
 pub(super) static STACK: Stack<STACK_SIZE> = Stack::new();
@@ -71,9 +44,10 @@ global_asm!(
 
 /// Offsets in boot_params (Documentation/arch/x86/zero-page.rst and boot.rst, kernel 6.1).
 mod boot_params {
-    pub const ACPI_RSDP_ADDR: u64 = 0x070;
-    pub const EXT_CMD_LINE_PTR: u64 = 0x0c8;
-    pub const CMD_LINE_PTR: u64 = 0x228;
+    pub const SIZE: u64 = 4096;
+    pub const ACPI_RSDP_ADDR: usize = 0x070;
+    pub const EXT_CMD_LINE_PTR: usize = 0x0c8;
+    pub const CMD_LINE_PTR: usize = 0x228;
 }
 
 /// Called by the assembly above with the address of boot_params and the time stamp counter as it
@@ -81,37 +55,35 @@ mod boot_params {
 extern "C" fn entry(boot_params: u64, start: u64) -> ! {
     clock::start(start);
     trap::init();
-    // SAFETY: the boot protocol gives an identity-mapped boot_params, and nothing has changed the
-    // mapping yet.
-    let boot = unsafe { boot_info(boot_params) };
-    crate::main(&boot)
+    windows::open(paging::init());
+    crate::main(&boot_info(boot_params))
 }
 
-/// # Safety
-/// Memory must still be mapped as the boot protocol says, `boot_params` being the address it gave.
-unsafe fn boot_info(boot_params: u64) -> BootInfo {
-    // SAFETY: the caller's promise; boot_params is a page long.
-    let read32 = |offset| unsafe { ((boot_params + offset) as *const u32).read_unaligned() };
-    // SAFETY: likewise.
-    let read64 = |offset| unsafe { ((boot_params + offset) as *const u64).read_unaligned() };
-
-    let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR));
-    let text = high << 32 | u64::from(read32(boot_params::CMD_LINE_PTR));
-    let mut command_line = String::new();
-    for offset in 0..if text == 0 { 0 } else { MAX_COMMAND_LINE as u64 } {
-        // SAFETY: the command line lies in the crash region, is mapped, and ends with a zero.
-        let byte = unsafe { ((text + offset) as *const u8).read() };
-        let character = if byte.is_ascii() { char::from(byte) } else { '?' };
-        if byte == 0 || command_line.push(character).is_err() {
-            break;
-        }
-    }
-    let rsdp = read64(boot_params::ACPI_RSDP_ADDR);
+fn boot_info(boot_params: u64) -> BootInfo {
+    let image = (&raw const __image_start as u64)..(&raw const __image_end as u64);
+    let memory = PhysicalMemory::without_devices(physical_limit(), image.clone());
+    // SAFETY: the boot protocol gives a boot_params of this size, in memory that is the payload's.
+    let told = unsafe {
+        windows::with_memory(PhysAddr(boot_params), boot_params::SIZE, |bytes| {
+            let read32 = |at| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+            let read64 = |at| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
+            let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR)) << 32;
+            let text = high | u64::from(read32(boot_params::CMD_LINE_PTR));
+            (text, read64(boot_params::ACPI_RSDP_ADDR))
+        })
+    };
+    let (text, rsdp) = told.unwrap_or_default();
+    let take = |bytes: &[u8]| CommandLine::until_zero(bytes.iter().copied());
+    // SAFETY: likewise for the command line, which ends with a zero.
+    let command_line = (text != 0)
+        .then(|| unsafe { windows::with_memory(PhysAddr(text), MAX_COMMAND_LINE as u64, take) });
     BootInfo {
-        command_line,
+        command_line: command_line.flatten().unwrap_or_default(),
+        elfcorehdr: None,
+        firmware: Firmware::default(),
         acpi_root: (rsdp != 0).then_some(PhysAddr(rsdp)),
-        physical_limit: physical_limit(),
-        own_memory: (&raw const __image_start as u64)..(&raw const __image_end as u64),
+        memory,
+        image_size: image.end - image.start,
     }
 }
 

@@ -8,5 +8,10 @@ pub mod pci;
 pub mod reset;
 pub mod trap;
 
+use capture::architecture::Architecture;
+
+/// The architecture of the kernels that load this payload.
+pub const KERNEL: Architecture = Architecture::X86_64;
+
 /// The architecture's name.
 pub const NAME: &str = "x86_64";

@@ -1,23 +1,25 @@
 //! PCI configuration space: memory-mapped where firmware says so, else through two I/O ports.
 
-use drivers::firmware::PciHost;
+use drivers::firmware::Firmware;
 use drivers::pci::{ConfigSpace, Ecam, Function};
 use x86_64::instructions::port::{Port, PortWriteOnly};
 
 use crate::memory::PhysicalMemory;
 
-/// Calls `with` with the machine's configuration space. Memory-mapped space that does not show the
-/// same host bridge as the ports is not believed.
-pub fn with_config_space<T>(
-    host: Option<&PciHost>,
+/// Calls `each` with every configuration space of the machine. Memory-mapped space that does not
+/// show the same host bridge as the ports is not believed.
+pub fn each_config_space(
+    firmware: &Firmware,
     memory: &PhysicalMemory<'_>,
-    with: impl FnOnce(&dyn ConfigSpace) -> T,
-) -> T {
+    each: &mut dyn FnMut(&dyn ConfigSpace),
+) {
     const HOST_BRIDGE: Function = Function { segment: 0, bus: 0, device: 0, function: 0 };
-    let ecam = host.map(|host| Ecam { host, pages: memory });
-    match ecam {
-        Some(ecam) if ecam.read(HOST_BRIDGE, 0) == ConfigPorts.read(HOST_BRIDGE, 0) => with(&ecam),
-        _ => with(&ConfigPorts),
+    let spaces = firmware.pci.iter().map(|host| Ecam { host, pages: memory });
+    let bridge = ConfigPorts.read(HOST_BRIDGE, 0);
+    if spaces.clone().any(|space| space.read(HOST_BRIDGE, 0) == bridge) {
+        spaces.for_each(|space| each(&space));
+    } else {
+        each(&ConfigPorts);
     }
 }
 

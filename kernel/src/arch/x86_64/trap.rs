@@ -13,8 +13,8 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::entry::Stack;
 use super::reset;
+use crate::stack::Stack;
 
 const PAGE_FAULT: u64 = 14;
 const NMI: u64 = 2;

@@ -1,0 +1,20 @@
+//! The serial port that firmware calls its console: in memory, of whatever kind.
+
+use capture::options::Console;
+use drivers::firmware::Firmware;
+use drivers::mmio::Mmio;
+use drivers::serial::{MemoryPort, registers_size};
+
+use crate::memory::PhysicalMemory;
+
+/// The registers of a serial port.
+pub type Port = MemoryPort<Mmio>;
+
+/// The registers of the console's port, if firmware names one. Its number on the command line is not
+/// looked at: which port Linux calls `ttyAMA1` or `ttyS1` depends on the order of its drivers.
+#[must_use]
+pub fn port(_: Console, firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Option<Port> {
+    let uart = firmware.console?;
+    let registers = memory.map_console(uart.base, registers_size(uart.kind))?;
+    Some(MemoryPort::new(&uart, registers))
+}

@@ -1,0 +1,17 @@
+//! aarch64, entered through the arm64 boot protocol at EL1 or EL2.
+
+pub mod clock;
+pub mod console;
+mod entry;
+pub mod paging;
+pub mod pci;
+pub mod reset;
+pub mod trap;
+
+use capture::architecture::Architecture;
+
+/// The architecture of the kernels that load this payload.
+pub const KERNEL: Architecture = Architecture::Aarch64;
+
+/// The architecture's name.
+pub const NAME: &str = "aarch64";
