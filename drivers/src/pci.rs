@@ -2,10 +2,15 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, chapter 6; PCI Express Base Specification 4.0, 7.5.
 
+mod bar;
+
 use core::fmt;
 
+pub use bar::{BarError, map_bar};
+
+use crate::PhysAddr;
+use crate::firmware::{PciHost, Window};
 use crate::mmio::{Mmio, Registers};
-use crate::{PhysAddr, Physical};
 
 /// Configuration space offsets.
 mod register {
@@ -55,12 +60,18 @@ pub trait ConfigSpace {
 
     /// The buses that can be reached: segment, first bus, last bus.
     fn buses(&self) -> (u16, u8, u8);
+
+    /// Where the processor sees the memory behind the host bridge. When that is not known there are
+    /// none, and addresses on the bus are the processor's.
+    fn windows(&self) -> &[Window] {
+        &[]
+    }
 }
 
 /// Memory-mapped configuration space (ECAM), one function of 4 KiB mapped at a time.
 pub struct Ecam<'a, M: MapPage> {
-    /// The range as firmware describes it.
-    pub range: crate::firmware::EcamRange,
+    /// The host bridge as firmware describes it.
+    pub host: &'a PciHost,
     /// How to reach it.
     pub pages: &'a M,
 }
@@ -74,7 +85,7 @@ pub trait MapPage {
 
 impl<M: MapPage> Ecam<'_, M> {
     fn page(&self, at: Function) -> Option<PhysAddr> {
-        let range = &self.range;
+        let range = &self.host.ecam;
         let inside =
             at.segment == range.segment && (range.first_bus..=range.last_bus).contains(&at.bus);
         let function =
@@ -97,7 +108,12 @@ impl<M: MapPage> ConfigSpace for Ecam<'_, M> {
     }
 
     fn buses(&self) -> (u16, u8, u8) {
-        (self.range.segment, self.range.first_bus, self.range.last_bus)
+        let range = &self.host.ecam;
+        (range.segment, range.first_bus, range.last_bus)
+    }
+
+    fn windows(&self) -> &[Window] {
+        &self.host.windows
     }
 }
 
@@ -185,43 +201,11 @@ pub fn find_capability<T>(
     None
 }
 
-/// Address of the memory registers in BAR `index`; `None` when it is unassigned or in port space.
-#[must_use]
-pub fn memory_bar(config: &dyn ConfigSpace, at: Function, index: u8) -> Option<PhysAddr> {
-    if index > 5 {
-        return None;
-    }
-    let offset = register::BAR0 + 4 * u16::from(index);
-    let low = config.read(at, offset);
-    let high = match low & 0b111 {
-        0b000 => 0,
-        0b100 if index < 5 => config.read(at, offset + 4),
-        _ => return None,
-    };
-    let address = u64::from(high) << 32 | u64::from(low & !0xf);
-    (address != 0 && low != u32::MAX).then_some(PhysAddr(address))
-}
-
-/// Maps `size` bytes at `offset` of the registers in BAR `index`.
-pub fn map_bar(
-    config: &dyn ConfigSpace,
-    physical: &dyn Physical,
-    at: Function,
-    index: u8,
-    offset: u64,
-    size: u64,
-) -> Option<Mmio> {
-    let base = memory_bar(config, at, index)?;
-    if !offset.is_multiple_of(4) {
-        return None;
-    }
-    physical.map_device(PhysAddr(base.0.checked_add(offset)?), size)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use core::cell::RefCell;
+    use crate::firmware::EcamRange;
+    use core::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
     use std::vec::Vec;
 
@@ -268,6 +252,38 @@ pub(crate) mod tests {
         assert_eq!(identity(&config, AT), expected);
     }
 
+    /// Remembers which page was asked for, and has none.
+    #[derive(Default)]
+    struct NoPages(Cell<Option<PhysAddr>>);
+
+    impl MapPage for NoPages {
+        fn with_page<T>(&self, at: PhysAddr, _: impl FnOnce(&Mmio) -> T) -> Option<T> {
+            self.0.set(Some(at));
+            None
+        }
+    }
+
+    #[test]
+    fn configuration_space_above_4_gib_has_a_page_for_every_function_of_every_bus() {
+        let page = |base, first_bus, bus| {
+            let ecam = EcamRange { base: PhysAddr(base), segment: 2, first_bus, last_bus: 0x7f };
+            let host = PciHost { ecam, windows: heapless::Vec::new() };
+            let pages = NoPages::default();
+            let space = Ecam { host: &host, pages: &pages };
+            let at = Function { segment: 2, bus, device: 31, function: 7 };
+            assert_eq!(space.read(at, 0), u32::MAX);
+            assert_eq!(space.buses(), (2, first_bus, 0x7f));
+            pages.0.get()
+        };
+        assert_eq!(page(0x40_1000_0000, 0, 0), Some(PhysAddr(0x40_100f_f000)));
+        assert_eq!(page(0x40_1000_0000, 0, 0x7f), Some(PhysAddr(0x40_17ff_f000)));
+        assert_eq!(page(0x40_1000_0000, 0, 0x80), None, "beyond the last bus");
+        // Registers at 0x3000_0000 that begin with bus 0x40: bus 0 would lie before them.
+        assert_eq!(page(0x3000_0000 - (0x40 << 20), 0x40, 0x41), Some(PhysAddr(0x301f_f000)));
+        assert_eq!(page(0x10_0000u64.wrapping_sub(2 << 20), 2, 2), Some(PhysAddr(0x1f_f000)));
+        assert_eq!(page(0x3000_0000, 0x40, 0x3f), None, "before the first bus");
+    }
+
     #[test]
     fn capability_list_that_runs_in_circles_ends() {
         let config = FakeConfig::new(&[(4, 1 << 20), (0x34, 0x40), (0x40, 0x5009), (0x50, 0x4009)]);
@@ -278,22 +294,6 @@ pub(crate) mod tests {
             None::<()>
         });
         assert_eq!((none, seen), (None, MAX_CAPABILITIES));
-    }
-
-    #[test]
-    fn bars_of_both_sizes_are_read_and_ports_and_unassigned_ones_are_not() {
-        let config = FakeConfig::new(&[
-            (0x10, 0xfeb0_0000),
-            (0x14, 0xc041),
-            (0x18, 0x0000_000c),
-            (0x1c, 0x38),
-            (0x20, 0),
-        ]);
-        assert_eq!(memory_bar(&config, AT, 0), Some(PhysAddr(0xfeb0_0000)));
-        assert_eq!(memory_bar(&config, AT, 1), None, "ports");
-        assert_eq!(memory_bar(&config, AT, 2), Some(PhysAddr(0x38_0000_0000)));
-        assert_eq!(memory_bar(&config, AT, 4), None, "unassigned");
-        assert_eq!(memory_bar(&config, AT, 6), None, "no such BAR");
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub fn dump_to_first(
         let is_disk = memory.with_registers(at, mmio::SIZE, mmio::is_block_device);
         if !search.is_over() && is_disk == Some(true) {
             let registers = memory.map_device(at, mmio::SIZE);
-            search.try_disk(machine, &at, registers.and_then(MmioTransport::open), job);
+            let transport = registers.and_then(MmioTransport::open);
+            search.try_disk(machine, &at, transport.ok_or("its registers cannot be mapped"), job);
         }
     }
     search.result
@@ -102,19 +103,18 @@ impl Search {
         self.result.is_ok()
     }
 
-    /// Tries the disk `name` behind `transport`, which is `None` if its registers cannot be
-    /// reached.
+    /// Tries the disk `name` behind `transport`, or says why it has none.
     fn try_disk<T: Transport>(
         &mut self,
         machine: &mut ThisMachine<'_>,
         name: &dyn fmt::Display,
-        transport: Option<T>,
+        transport: Result<T, impl fmt::Display>,
         job: &mut Job<'_>,
     ) {
         let tried = match transport {
-            Some(transport) => try_disk(machine, self.pool, name, transport, job),
-            None => {
-                say!("disk {name}: its virtio registers cannot be reached");
+            Ok(transport) => try_disk(machine, self.pool, name, transport, job),
+            Err(why) => {
+                say!("disk {name}: {why}");
                 Err(Failure::NoArea)
             }
         };

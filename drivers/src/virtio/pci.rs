@@ -1,10 +1,11 @@
 //! virtio over PCI (section 4.1), with registers found through vendor capabilities.
 
 use core::cell::Cell;
+use core::fmt;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, TimedOut};
 use crate::mmio::{Mmio, Registers};
-use crate::pci::{self, ConfigSpace, Function};
+use crate::pci::{self, BarError, ConfigSpace, Function};
 use crate::virtio::{self, OpenError, QueueAddresses, Transport};
 use crate::{PhysAddr, Physical};
 
@@ -64,6 +65,27 @@ pub struct PciTransport<R> {
     device: R,
 }
 
+/// Why the registers of a device cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// It does not have all of them: it is a legacy device.
+    Missing,
+    /// They are where the processor does not reach them.
+    Bar(BarError),
+    /// It does not reset.
+    Reset,
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unreachable::Missing => f.write_str("lacks the registers of virtio 1"),
+            Unreachable::Bar(error) => error.fmt(f),
+            Unreachable::Reset => f.write_str("does not reset"),
+        }
+    }
+}
+
 /// One structure of registers, as its capability describes it.
 struct Place {
     bar: u8,
@@ -74,33 +96,39 @@ struct Place {
 
 impl PciTransport<Mmio> {
     /// Finds and maps the registers of the function at `at`, resets it, and only then lets it be
-    /// bus master: it may still hold the dead kernel's queues. `None` when it does not have all
-    /// registers (a legacy device, or one with unassigned BARs), or does not reset.
+    /// bus master: it may still hold the dead kernel's queues.
+    ///
+    /// # Errors
+    /// [`Unreachable`] when it does not have all registers, they cannot be reached, or it does not
+    /// reset.
     pub fn open(
         config: &dyn ConfigSpace,
         physical: &dyn Physical,
         clock: &dyn Clock,
         at: Function,
-    ) -> Option<PciTransport<Mmio>> {
+    ) -> Result<PciTransport<Mmio>, Unreachable> {
         let map = |structure, least: u64, most: u64| {
-            let place = find(config, at, structure)?;
+            let place = find(config, at, structure).ok_or(Unreachable::Missing)?;
             let size = place.size.min(most);
             if size < least {
-                return None;
+                return Err(Unreachable::Missing);
             }
-            let registers = pci::map_bar(config, physical, at, place.bar, place.offset, size)?;
-            Some((registers, place))
+            pci::map_bar(config, physical, at, place.bar, place.offset, size)
+                .map(|registers| (registers, place))
+                .map_err(Unreachable::Bar)
         };
-        pci::enable(config, at, false);
+        // Before its memory is decoded: it may have none yet.
+        pci::stop_bus_master(config, at);
         let (common, _) = map(Structure::Common, common::SIZE, common::SIZE)?;
         let (notify, place) = map(Structure::Notify, 2, MAX_NOTIFY)?;
         let (device, _) = map(Structure::Device, 8, DEVICE_CONFIG_SIZE)?;
         let notify_multiplier = config.read(at, place.capability + 16);
         let notify_at = Cell::new(0);
         let transport = PciTransport { common, notify, notify_multiplier, notify_at, device };
-        virtio::reset(&transport, clock).ok()?;
+        pci::enable(config, at, false);
+        virtio::reset(&transport, clock).map_err(|TimedOut| Unreachable::Reset)?;
         pci::enable(config, at, true);
-        Some(transport)
+        Ok(transport)
     }
 }
 

@@ -12,6 +12,6 @@ pub fn each_config_space(
     each: &mut dyn FnMut(&dyn ConfigSpace),
 ) {
     for host in &firmware.pci {
-        each(&Ecam { range: host.ecam, pages: memory });
+        each(&Ecam { host, pages: memory });
     }
 }

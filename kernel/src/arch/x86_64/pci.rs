@@ -14,7 +14,7 @@ pub fn each_config_space(
     each: &mut dyn FnMut(&dyn ConfigSpace),
 ) {
     const HOST_BRIDGE: Function = Function { segment: 0, bus: 0, device: 0, function: 0 };
-    let spaces = firmware.pci.iter().map(|host| Ecam { range: host.ecam, pages: memory });
+    let spaces = firmware.pci.iter().map(|host| Ecam { host, pages: memory });
     let bridge = ConfigPorts.read(HOST_BRIDGE, 0);
     if spaces.clone().any(|space| space.read(HOST_BRIDGE, 0) == bridge) {
         spaces.for_each(|space| each(&space));
