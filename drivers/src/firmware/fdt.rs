@@ -23,6 +23,9 @@ pub const MAX_SIZE: u32 = 2 << 20;
 /// Most ranges of `linux,usable-memory-range` (drivers/of/fdt.c, MAX_USABLE_RANGES).
 const MAX_USABLE: usize = 2;
 
+/// Most `ranges` of a host bridge that are looked at.
+const MAX_RANGES: usize = 16;
+
 /// What the tree tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceTree<'a> {
@@ -146,7 +149,8 @@ fn pci_host(path: &[Node<'_>], next: u16) -> Option<PciHost> {
     let (parent_cells, _) = parents.last()?.cells();
     let mut host = PciHost { ecam, windows: Vec::new() };
     let mut ranges = Cells(node.property("ranges").unwrap_or(&[]));
-    while let Some((space, window)) = window(&mut ranges, parents, parent_cells) {
+    for _ in 0..MAX_RANGES {
+        let Some((space, window)) = window(&mut ranges, parents, parent_cells) else { break };
         if let (0b10 | 0b11, Some(window)) = (space, window) {
             let _ = host.windows.push(window);
         }

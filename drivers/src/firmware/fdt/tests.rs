@@ -384,3 +384,23 @@ fn what_is_not_a_tree_is_refused() {
     assert_eq!(DeviceTree::read(&other), None, "version 2");
     assert_eq!(claimed_size(&[0; 8]), None);
 }
+
+#[test]
+fn tree_that_is_made_to_cost_time_costs_little() {
+    let blob = tree(|root| {
+        root.bus(1, 1);
+        root.node("bus", |bus| {
+            bus.cells("ranges", &[1; 300_000]);
+            for _ in 0..30_000 {
+                bus.bytes("x", &[]);
+            }
+            for _ in 0..5_000 {
+                bus.node("v", |node| {
+                    node.text("compatible", "virtio,mmio");
+                    node.cells("reg", &[0, 0, 8]);
+                });
+            }
+        });
+    });
+    assert!(DeviceTree::read(&blob).unwrap().firmware.virtio_mmio.is_empty());
+}

@@ -40,6 +40,11 @@ mod token {
 /// looks for lies at 2 to 5.
 pub const MAX_DEPTH: usize = 12;
 
+/// Most properties of a node among which one is looked for, and most entries of a bus's `ranges`:
+/// several times what trees of real machines have. Without them a tree made for it could cost minutes.
+const MAX_PROPERTIES: usize = 1024;
+const MAX_RANGES: usize = 256;
+
 /// A tree in memory.
 #[derive(Clone, Copy)]
 pub struct Tree<'a> {
@@ -174,7 +179,7 @@ impl<'a> Node<'a> {
     pub fn property(&self, name: &str) -> Option<&'a [u8]> {
         let Tree { structure, strings } = self.tree;
         let mut at = self.properties;
-        loop {
+        for _ in 0..MAX_PROPERTIES {
             match word(structure, at)? {
                 token::NOP => at += 4,
                 token::PROPERTY => {
@@ -189,6 +194,7 @@ impl<'a> Node<'a> {
                 _ => return None,
             }
         }
+        None
     }
 
     /// A property of one cell.
@@ -256,11 +262,8 @@ pub fn translate(path: &[Node<'_>], at: PhysAddr, size: u64) -> Option<PhysAddr>
 /// on the bus, on its parent, and the size.
 fn through(ranges: &[u8], cells: [u32; 3], at: u64, size: u64) -> Option<u64> {
     let [child_cells, parent_cells, size_cells] = cells;
-    if cells == [0; 3] {
-        return None;
-    }
     let mut entries = Cells(ranges);
-    while !entries.0.is_empty() {
+    for _ in 0..MAX_RANGES {
         let child = entries.take(child_cells)?;
         let parent = entries.take(parent_cells)?;
         let length = entries.take(size_cells)?;
