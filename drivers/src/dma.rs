@@ -42,10 +42,11 @@ impl<const SIZE: usize> DmaMemory<SIZE> {
     ///
     /// # Safety
     /// To be called once. The memory must be physically contiguous, and adding `offset` modulo
-    /// 2^64 to a virtual address in it must give the physical one.
-    pub unsafe fn pool(&'static self, offset: u64) -> DmaPool {
+    /// 2^64 to a virtual address in it must give the physical one. `barrier` must be as
+    /// [`DmaPool::new`] wants it.
+    pub unsafe fn pool(&'static self, offset: u64, barrier: fn()) -> DmaPool {
         // SAFETY: static memory that nobody else reaches; the rest is the caller's promise.
-        unsafe { DmaPool::new(NonNull::from(&self.0).cast(), SIZE, offset) }
+        unsafe { DmaPool::new(NonNull::from(&self.0).cast(), SIZE, offset, barrier) }
     }
 }
 
@@ -54,21 +55,24 @@ pub struct DmaPool {
     heap: Mutex<Heap>,
     /// Physical address of a byte minus its virtual address.
     offset: u64,
+    barrier: fn(),
 }
 
 impl DmaPool {
     /// A pool over `size` bytes at `base`. `offset` is what must be added, modulo 2^64, to an
-    /// address there to get its physical address.
+    /// address there to get its physical address. `barrier` keeps accesses to memory and to device
+    /// registers that come before it in the program before those that come after, as devices see
+    /// them.
     ///
     /// # Safety
     /// The memory must be the pool's alone for as long as the payload runs, writable, physically
     /// contiguous, and mapped as `offset` says.
     #[must_use]
-    pub unsafe fn new(base: NonNull<u8>, size: usize, offset: u64) -> DmaPool {
+    pub unsafe fn new(base: NonNull<u8>, size: usize, offset: u64, barrier: fn()) -> DmaPool {
         let mut heap = Heap::empty();
         // SAFETY: the caller hands the memory over to this pool.
         unsafe { heap.init(base.as_ptr(), size) };
-        DmaPool { heap: Mutex::new(heap), offset }
+        DmaPool { heap: Mutex::new(heap), offset, barrier }
     }
 
     /// A zeroed buffer of at least `size` bytes, in whole pages. `None` when the pool is used up.
@@ -112,6 +116,11 @@ impl DmaBuffer<'_> {
     pub fn phys(&self, offset: usize) -> PhysAddr {
         let address = (self.base.as_ptr() as u64).wrapping_add(self.pool.offset);
         PhysAddr(address.wrapping_add(offset as u64))
+    }
+
+    /// Keeps the order of accesses before and after this call, as devices see it.
+    pub fn order(&self) {
+        (self.pool.barrier)();
     }
 
     /// Reads a value at `offset`.
@@ -179,6 +188,7 @@ struct Packed<T>(T);
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use core::sync::atomic::{Ordering, fence};
     use std::boxed::Box;
 
     /// A pool in ordinary memory, and what to add to its physical addresses to get pointers. They

@@ -3,8 +3,6 @@
 //! Slot `n` owns descriptors `3n` to `3n + 2`: header, data, status. So nothing is ever searched
 //! or allocated, and a slot number that the device gives back is checked against what is under way.
 
-use core::sync::atomic::{Ordering, fence};
-
 use crate::PhysAddr;
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::virtio::QueueAddresses;
@@ -124,9 +122,9 @@ impl<'a> Queue<'a> {
         self.available = self.available.wrapping_add(1);
         self.busy |= 1 << slot;
         // The device must see the request before the index that announces it.
-        fence(Ordering::SeqCst);
+        self.memory.order();
         self.memory.write(ring + 2, self.available);
-        fence(Ordering::SeqCst);
+        self.memory.order();
     }
 
     /// The slot of a request that the device has finished since the last call, if any.
@@ -139,7 +137,7 @@ impl<'a> Queue<'a> {
         if index == self.seen {
             return Ok(None);
         }
-        fence(Ordering::SeqCst);
+        self.memory.order();
         let entry = usize::from(self.seen % self.size);
         let head: u32 = self.memory.read(ring + 4 + 8 * entry);
         self.seen = self.seen.wrapping_add(1);

@@ -10,7 +10,7 @@
 //! | `pci.rs` | [`pci::each_config_space`]: PCI configuration space |
 //! | `reset.rs` | [`reset::reboot`], [`reset::power_off`], [`reset::halt`], none of which returns |
 //!
-//! and `mod.rs` itself its `NAME` and the `KERNEL` that loads it.
+//! and `mod.rs` itself its `NAME`, the `KERNEL` that loads it, and `dma_barrier`, which devices heed.
 //!
 //! Memory that the dead kernel used is only ever reached through [`trap::copy_old`], read-only.
 
@@ -35,5 +35,5 @@ pub fn dma_pool() -> &'static DmaPool {
     static POOL: Once<DmaPool> = Once::new();
     // SAFETY: runs once. On every architecture the payload's image is one piece of memory, mapped
     // at its physical addresses.
-    POOL.call_once(|| unsafe { MEMORY.pool(0) })
+    POOL.call_once(|| unsafe { MEMORY.pool(0, dma_barrier) })
 }

@@ -8,6 +8,8 @@ pub mod pci;
 pub mod reset;
 pub mod trap;
 
+use core::sync::atomic::{Ordering, fence};
+
 use capture::architecture::Architecture;
 
 /// The architecture of the kernels that load this payload.
@@ -15,3 +17,8 @@ pub const KERNEL: Architecture = Architecture::X86_64;
 
 /// The architecture's name.
 pub const NAME: &str = "x86_64";
+
+/// Keeps accesses before and after it in their order, as devices see them.
+pub fn dma_barrier() {
+    fence(Ordering::SeqCst);
+}
