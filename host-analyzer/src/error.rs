@@ -64,7 +64,7 @@ pub enum Error {
     #[error("VMCOREINFO has no usable line {0}: {1}")]
     VmcoreinfoKey(String, &'static str),
     /// The dump is of a machine that is not supported.
-    #[error("dumps of ELF machine {0} are not supported yet; x86_64 (62) is")]
+    #[error("dumps of ELF machine {0} are not supported yet; x86_64 (62) and aarch64 (183) are")]
     Machine(u16),
     /// No symbol source.
     #[error("no kernel symbols: {0}. Give the kernel's vmlinux (with symbols) as second argument")]

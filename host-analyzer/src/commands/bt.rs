@@ -182,21 +182,23 @@ impl<'k, 'd> Tracer<'k, 'd> {
     pub fn trace(&self, task: Task) -> Backtrace {
         let running_on =
             self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
-        let stacks = self.linux.stacks(&task, running_on.unwrap_or(task.cpu));
+        let mut stacks = vec![self.linux.task_stack(&task)];
+        stacks.extend(self.unwinder.cpu_stacks(running_on.unwrap_or(task.cpu)));
         let trace = self.unwind(&task, running_on, &stacks);
         let rows = self.rows(trace.frames, &stacks);
         Backtrace { task, running_on, rows, end: trace.end }
     }
 
     fn unwind(&self, task: &Task, running_on: Option<u32>, stacks: &[Stack]) -> Trace {
-        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
-        match (running_on, task.saved_sp) {
-            (Some(cpu), _) => match self.linux.saved_registers(cpu) {
+        match running_on {
+            Some(cpu) => match self.linux.saved_registers(cpu) {
                 Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
-                None => stuck(format!("it was running, and CPU {cpu} saved no registers")),
+                None => {
+                    let why = format!("it was running, and CPU {cpu} saved no registers");
+                    Trace { frames: Vec::new(), end: End::Stuck(why) }
+                }
             },
-            (None, Some(sp)) => self.unwinder.unwind(Start::Saved(sp), stacks),
-            (None, None) => stuck("where it saved its stack pointer is not known".to_owned()),
+            None => self.unwinder.unwind(Start::Task(task.address), stacks),
         }
     }
 

@@ -51,12 +51,18 @@ fn machine_rows(linux: &Linux<'_, '_>, rows: &mut Rows) {
     let vmlinux = kernel.vmlinux().map(|vmlinux| vmlinux.path().display().to_string());
     rows.add("KERNEL", vmlinux.unwrap_or_else(|| "(symbols and types from the dump)".to_owned()));
     rows.add("DUMPFILE", dump_file(kernel));
-    rows.add_result("CPUS", linux.percpu().map(|percpu| percpu.online.len().to_string()));
+    rows.add_result("CPUS", linux.cpu_count().map(|count| count.to_string()));
     let clock = linux.clock();
     let crashed = kernel.vmcoreinfo().get("CRASHTIME").and_then(|text| text.parse().ok());
     let date = crashed.map_or_else(|| linux.clock().map(|clock| clock.date), Ok);
     rows.add_result("DATE", date.map(text::date));
-    rows.add_result("UPTIME", clock.map(|clock| text::duration(clock.uptime)));
+    let uptime = clock.map(|clock| text::duration(clock.uptime));
+    // Without the clock, the last thing the kernel said is close to its end.
+    let said = |error| match Log::read(kernel).ok().and_then(|mut log| log.records.pop()) {
+        Some(last) => Ok(format!("{} (by the log)", text::duration(last.time / 1_000_000_000))),
+        None => Err(error),
+    };
+    rows.add_result("UPTIME", uptime.or_else(said));
     let load = |it: [f64; 3]| format!("{:.2}, {:.2}, {:.2}", it[0], it[1], it[2]);
     rows.add_result("LOAD AVERAGE", linux.load().map(load));
     let tasks = linux.all_tasks().map(|list| match list.problems.len() {

@@ -51,6 +51,17 @@ pub struct Field {
     pub kind: TypeId,
 }
 
+/// A variable of a section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: String,
+    /// Where it lies, in bytes from the section's start.
+    pub offset: u32,
+    /// Its size in bytes.
+    pub size: u32,
+}
+
 /// The types of a kernel.
 pub struct Btf<'a> {
     data: Cow<'a, [u8]>,
@@ -224,6 +235,27 @@ impl<'a> Btf<'a> {
         Some((TypeId(element), count as usize))
     }
 
+    /// The variables of the section called `section`: names, offsets from its start and sizes in
+    /// bytes. Kernels describe their per-CPU variables so, in `.data..percpu`.
+    #[must_use]
+    pub fn variables(&self, section: &str) -> Vec<Variable> {
+        let starts = self.starts.iter().rev().map(|&at| self.record_at(at as usize));
+        let wanted = starts.flatten().find(|record| {
+            record.kind == kind::DATASEC && self.text(record.name) == Some(section.as_bytes())
+        });
+        let Some(record) = wanted else { return Vec::new() };
+        (0..record.length).filter_map(|index| self.variable(record, index)).collect()
+    }
+
+    fn variable(&self, section: Record, index: usize) -> Option<Variable> {
+        let types = self.data.get(self.types.clone())?;
+        let at = section.at + RECORD + index * MEMBER;
+        let variable = self.record(TypeId(u32_at(types, at)?))?;
+        let name = String::from_utf8_lossy(self.text(variable.name)?).into_owned();
+        let (offset, size) = (u32_at(types, at + 4)?, u32_at(types, at + 8)?);
+        (variable.kind == kind::VAR).then_some(Variable { name, offset, size })
+    }
+
     /// Looks through typedefs and qualifiers.
     fn resolve(&self, mut id: TypeId) -> Option<Record> {
         for _ in 0..MAX_DEPTH {
@@ -351,6 +383,33 @@ mod tests {
         assert_eq!(types.array_of(wide), Some((TypeId(2), 3)));
         assert_eq!(types.size_of(types.structure("outer").unwrap()), Some(24));
         assert_eq!(types.size_of(TypeId(99)), None);
+    }
+
+    #[test]
+    fn variables_of_a_section_are_listed() {
+        // Two more types: a variable called `inner` of type 4, and the section `outer` with it.
+        let blob = blob();
+        let length = bytes::u32_at(&blob, 12).unwrap() as usize;
+        let text = |name: &str| {
+            let needle = format!("\0{name}\0");
+            let strings = &blob[24 + length..];
+            memchr::memmem::find(strings, needle.as_bytes()).unwrap() as u32 + 1
+        };
+        let words = [text("inner"), kind::VAR << 24, 4, 1];
+        let section = [text("outer"), kind::DATASEC << 24 | 2, 0x60, 7, 0x40, 16, 1, 0, 4];
+        let more: Vec<u8> = words.iter().chain(&section).flat_map(|it| it.to_le_bytes()).collect();
+        let mut longer = blob[..24 + length].to_vec();
+        longer.extend_from_slice(&more);
+        longer.extend_from_slice(&blob[24 + length..]);
+        for at in [12, 16] {
+            let value = (length + more.len()) as u32;
+            longer[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        let types = Btf::parse(longer.into()).unwrap();
+        let found = types.variables("outer");
+        // What is no variable (type 1) is left out.
+        assert_eq!(found, [Variable { name: "inner".to_owned(), offset: 0x40, size: 16 }]);
+        assert!(types.variables("inner").is_empty());
     }
 
     #[test]

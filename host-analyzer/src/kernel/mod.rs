@@ -5,7 +5,10 @@
 
 pub mod btf;
 pub mod dwarf;
+mod exports;
+mod hidden;
 pub mod kallsyms;
+pub mod machine;
 pub mod paging;
 pub mod symbols;
 pub mod virt;
@@ -20,14 +23,12 @@ use crate::{Error, ReadError, VirtAddr};
 
 use btf::{Btf, Field};
 use dwarf::{DebugInfo, SourceFrame};
-use paging::X86PageTables;
+use hidden::Hidden;
+use machine::Machine;
 use symbols::{Symbol, Symbols};
 use virt::VirtualMemory;
 use vmcoreinfo::Vmcoreinfo;
-use vmlinux::Vmlinux;
-
-/// ELF machine of x86_64.
-const EM_X86_64: u16 = 62;
+use vmlinux::{ElfSymbols, Vmlinux};
 
 /// Symbols that commands commonly need: looked up together in one pass over all names.
 const COMMON_SYMBOLS: &[&str] = &[
@@ -49,8 +50,10 @@ const COMMON_SYMBOLS: &[&str] = &[
     "crashing_cpu",
     "hardirq_stack_ptr",
     "init_task",
+    "irq_stack_ptr",
     "modules",
     "nr_cpu_ids",
+    "overflow_stack",
     "panic_cpu",
     "pcpu_hot",
     "prb",
@@ -66,11 +69,14 @@ const COMMON_SYMBOLS: &[&str] = &[
 /// A dead kernel.
 pub struct Kernel<'d> {
     dump: &'d Dump,
+    machine: Machine,
     notes: NoteBook<'d>,
     info: Vmcoreinfo<'d>,
     memory: VirtualMemory<'d>,
     symbols: OnceCell<Box<dyn Symbols + 'd>>,
     found: RefCell<HashMap<String, Option<VirtAddr>>>,
+    hidden: Hidden,
+    vmlinux_symbols: OnceCell<Option<ElfSymbols<'d>>>,
     image: OnceCell<(VirtAddr, VirtAddr)>,
     types: OnceCell<Btf<'d>>,
     vmlinux: Option<&'d Vmlinux>,
@@ -84,22 +90,23 @@ impl<'d> Kernel<'d> {
     /// [`Error::Machine`], [`Error::NoVmcoreinfo`], [`Error::VmcoreinfoKey`],
     /// [`Error::BuildIdMismatch`].
     pub fn open(dump: &'d Dump, vmlinux: Option<&'d Vmlinux>) -> Result<Kernel<'d>, Error> {
-        if dump.machine() != EM_X86_64 {
-            return Err(Error::Machine(dump.machine()));
-        }
+        let machine = Machine::from_elf(dump.machine())?;
         let notes = dump.notes();
         let info = match notes.vmcoreinfo {
             Some(text) => Vmcoreinfo::new(text),
             None => Vmcoreinfo::scan(dump).ok_or(Error::NoVmcoreinfo)?,
         };
-        let tables = X86PageTables::from_vmcoreinfo(&info)?;
+        let tables = paging::for_kernel(machine, &info)?;
         let kernel = Kernel {
             dump,
+            machine,
             notes,
-            memory: VirtualMemory::new(dump, Box::new(tables)),
+            memory: VirtualMemory::new(dump, tables),
             info,
             symbols: OnceCell::new(),
             found: RefCell::default(),
+            hidden: Hidden::default(),
+            vmlinux_symbols: OnceCell::new(),
             image: OnceCell::new(),
             types: OnceCell::new(),
             vmlinux,
@@ -160,6 +167,12 @@ impl<'d> Kernel<'d> {
         self.dump
     }
 
+    /// Its architecture.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        self.machine
+    }
+
     /// The notes of the dump.
     #[must_use]
     pub fn notes(&self) -> &NoteBook<'d> {
@@ -195,11 +208,29 @@ impl<'d> Kernel<'d> {
         Ok(symbols.as_ref())
     }
 
-    /// The address of the symbol called `name`, if there is one.
+    /// The address of the symbol called `name`, if there is one: from the kernel's own table; when
+    /// that one has functions only, from vmlinux, or found by other data ([`hidden`]).
     ///
     /// # Errors
     /// [`Error::NoSymbols`] when there is no symbol table at all.
     pub fn symbol(&self, name: &str) -> Result<Option<VirtAddr>, Error> {
+        let listed = self.listed_symbol(name)?;
+        if listed.is_some() || !self.has_functions_only()? {
+            return Ok(listed);
+        }
+        let moved = self.info.kernel_offset();
+        let symbols = self.vmlinux_symbols.get_or_init(|| self.vmlinux?.symbols(moved));
+        let from_file = symbols.as_ref().and_then(|it| it.find(&[name]).get(name).copied());
+        Ok(from_file.or_else(|| self.hidden.find(self, name)))
+    }
+
+    /// Whether the kernel's table has no data symbols (CONFIG_KALLSYMS_ALL is off).
+    fn has_functions_only(&self) -> Result<bool, Error> {
+        // Every kernel has this variable.
+        Ok(self.listed_symbol("init_task")?.is_none())
+    }
+
+    fn listed_symbol(&self, name: &str) -> Result<Option<VirtAddr>, Error> {
         if let Some(&address) = self.found.borrow().get(name) {
             return Ok(address);
         }
@@ -227,15 +258,22 @@ impl<'d> Kernel<'d> {
         if at < start || at >= end {
             return None;
         }
-        self.symbols().ok()?.covering(at)
+        let symbol = self.symbols().ok()?.covering(at)?;
+        // What follows the end of the functions belongs to none of them, when they are all there is.
+        let beyond = matches!(&*symbol.name, "_etext" | "_einittext");
+        (!beyond || !self.has_functions_only().unwrap_or(false)).then_some(symbol)
     }
 
-    /// First and last address of the kernel's image.
+    /// First and last address of the kernel's image; of its functions, when only they have symbols.
     fn image(&self) -> Result<(VirtAddr, VirtAddr), Error> {
         get_or_try(&self.image, || {
-            let start =
-                self.need_symbol("_text", "the kernel's image cannot be told from modules")?;
-            let end = self.need_symbol("_end", "the kernel's image cannot be told from modules")?;
+            let so = "the kernel's image cannot be told from modules";
+            let start = self.listed_symbol("_text")?.or(self.info.symbol("_stext"));
+            let start = start.ok_or_else(|| Error::NoSymbol("_text".to_owned(), so))?;
+            let end = self
+                .listed_symbol("_end")?
+                .map_or_else(|| self.symbols().map(|it| it.last()), |end| Ok(Some(end)))?;
+            let end = end.ok_or_else(|| Error::NoSymbol("_end".to_owned(), so))?;
             Ok((start, end))
         })
         .copied()

@@ -26,6 +26,9 @@ pub trait Symbols {
 
     /// The addresses of those of `names` that exist, in one pass.
     fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr>;
+
+    /// The highest address that has a symbol.
+    fn last(&self) -> Option<VirtAddr>;
 }
 
 impl Symbols for Kallsyms<'_> {
@@ -37,6 +40,10 @@ impl Symbols for Kallsyms<'_> {
 
     fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
         Kallsyms::find(self, names)
+    }
+
+    fn last(&self) -> Option<VirtAddr> {
+        self.address(self.len().checked_sub(1)?)
     }
 }
 

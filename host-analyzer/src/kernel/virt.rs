@@ -30,15 +30,15 @@ impl<'a> VirtualMemory<'a> {
         self.memory
     }
 
-    /// Where `at` leads. Where a page table is missing from the dump, the kernel's image is found by
-    /// arithmetic and the direct map by the dump's own headers.
+    /// Where `at` leads. Where a page table is missing from the dump, the kernel's image and the
+    /// direct map are found by arithmetic or by the dump's own headers.
     ///
     /// # Errors
     /// [`ReadError::NotMapped`], [`ReadError::NoPageTable`].
     pub fn translate(&self, at: VirtAddr) -> Result<Mapping, ReadError> {
         self.tables.translate(self.memory, at).or_else(|error| match error {
             ReadError::NoPageTable(_) => {
-                let known = self.tables.image(at).or_else(|| self.memory.linear(at));
+                let known = self.tables.by_arithmetic(at).or_else(|| self.memory.linear(at));
                 let length = 4096 - at.0 % 4096;
                 known.map(|phys| Mapping { phys, length }).ok_or(error)
             }
@@ -62,6 +62,24 @@ impl<'a> VirtualMemory<'a> {
             }
         }
         self.copied(at, length).map(Cow::Owned)
+    }
+
+    /// The bytes from `at` on, as far as they lie together in the dump, at most `max` of them and at
+    /// least one.
+    ///
+    /// # Errors
+    /// [`ReadError`] when not even the first one is there.
+    pub fn together(&self, at: VirtAddr, max: usize) -> Result<Cow<'a, [u8]>, ReadError> {
+        let mut extent = self.translate(at)?;
+        while extent.length < max as u64 {
+            match self.translate(at.offset(extent.length)) {
+                Ok(next) if next.phys == extent.phys.offset(extent.length) => {
+                    extent.length += next.length;
+                }
+                _ => break,
+            }
+        }
+        self.memory.run(extent.phys, max.min(extent.length as usize))
     }
 
     /// Reads up to `length` bytes: fewer where the memory ends. Empty when there are none.

@@ -1,7 +1,8 @@
 //! VMCOREINFO: the text in which a kernel describes itself to whoever reads its dump.
 //!
 //! Lines are `KEY=value` (kernel/crash_core.c, 6.1). SYMBOL and KERNELOFFSET are hexadecimal
-//! without a prefix, NUMBER, OFFSET, SIZE and LENGTH decimal, NUMBER possibly negative.
+//! without a prefix, OFFSET, SIZE and LENGTH decimal, NUMBER decimal and possibly negative, or
+//! hexadecimal with a prefix.
 
 use std::borrow::Cow;
 
@@ -64,10 +65,28 @@ impl<'a> Vmcoreinfo<'a> {
         u64::from_str_radix(value, 16).ok().map(VirtAddr)
     }
 
-    /// NUMBER(name).
+    /// All SYMBOL lines: names and addresses.
+    pub fn symbols(&self) -> impl Iterator<Item = (&str, VirtAddr)> {
+        self.text.lines().filter_map(|line| {
+            let (name, value) = line.strip_prefix("SYMBOL(")?.split_once(")=")?;
+            Some((name, VirtAddr(u64::from_str_radix(value, 16).ok()?)))
+        })
+    }
+
+    /// NUMBER(name). Hexadecimal ones (arm64 writes some so) fill all 64 bits.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<i64> {
-        self.get(&format!("NUMBER({name})"))?.parse().ok()
+        let value = self.get(&format!("NUMBER({name})"))?;
+        match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok().map(|number| number as i64),
+            None => value.parse().ok(),
+        }
+    }
+
+    /// Size of a page in bytes.
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        self.get("PAGESIZE").and_then(|size| size.parse().ok()).unwrap_or(4096)
     }
 
     /// OFFSET(name), in bytes.
@@ -134,7 +153,8 @@ mod tests {
     use crate::testing::FakeMemory;
 
     const TEXT: &[u8] = b"OSRELEASE=6.1.0\nSYMBOL(_stext)=ffffffff91200000\nNUMBER(phys_base)=-5\n\
-                          OFFSET(list_head.next)=0\nKERNELOFFSET=10200000\n\0rest";
+                          OFFSET(list_head.next)=0\nNUMBER(PHYS_OFFSET)=0xffff578500000000\n\
+                          KERNELOFFSET=10200000\n\0rest";
 
     #[test]
     fn lines_are_found_by_their_whole_key() {
@@ -142,6 +162,8 @@ mod tests {
         assert_eq!(info.release(), "6.1.0");
         assert_eq!(info.symbol("_stext"), Some(VirtAddr(0xffff_ffff_9120_0000)));
         assert_eq!(info.number("phys_base"), Some(-5));
+        assert_eq!(info.number("PHYS_OFFSET"), Some(0xffff_5785_0000_0000_u64 as i64));
+        assert_eq!(info.symbols().next(), Some(("_stext", VirtAddr(0xffff_ffff_9120_0000))));
         assert_eq!(info.offset("list_head.next"), Some(0));
         assert_eq!(info.kernel_offset(), 0x1020_0000);
         assert_eq!(info.symbol("_stex"), None);

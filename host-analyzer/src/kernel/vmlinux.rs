@@ -149,7 +149,9 @@ impl<'a> ElfSymbols<'a> {
             // Per-CPU symbols lie at small addresses, which KASLR does not move.
             let moves = value >> 63 == 1 && section != ElfSymbols::ABSOLUTE;
             let address = VirtAddr(if moves { value.wrapping_add(offset) } else { value });
-            (place && section != 0 && name != 0).then_some((address, name))
+            // `$x` and `$d` mark code and data (ELF for the Arm 64-bit Architecture, 5.5.5).
+            let mark = names.get(name as usize) == Some(&b'$');
+            (place && section != 0 && name != 0 && !mark).then_some((address, name))
         };
         let mut symbols: Vec<_> = table.chunks_exact(ElfSymbols::SIZE).filter_map(symbol).collect();
         symbols.sort_by_key(|&(address, _)| address);
@@ -182,5 +184,9 @@ impl Symbols for ElfSymbols<'_> {
             }
         }
         found
+    }
+
+    fn last(&self) -> Option<VirtAddr> {
+        self.symbols.last().map(|&(address, _)| address)
     }
 }

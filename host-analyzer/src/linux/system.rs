@@ -1,5 +1,6 @@
 //! The machine as a whole: names, clock, load, memory.
 
+use crate::source::Prstatus;
 use crate::{Error, ReadContext, VirtAddr, bytes};
 
 use super::Linux;
@@ -81,24 +82,43 @@ impl Linux<'_, '_> {
     /// own `_totalram_pages` leaves out what it keeps for itself.
     ///
     /// # Errors
-    /// [`Error::VmcoreinfoKey`], [`Error::NoMember`], [`Error::Read`].
+    /// [`Error::NoSymbol`], [`Error::NoMember`], [`Error::Read`].
     pub fn memory_size(&self) -> Result<u64, Error> {
+        let (kernel, memory) = (self.kernel, self.kernel.memory());
+        let present = kernel.offset("pglist_data", "node_present_pages")?;
+        let mut pages = 0u64;
+        for node in self.nodes()? {
+            let there = memory.u64(node.offset(present)).reading("a node's size")?;
+            pages = pages.saturating_add(there);
+        }
+        Ok(pages.saturating_mul(kernel.vmcoreinfo().page_size()))
+    }
+
+    /// The memory nodes: addresses of their struct pglist_data. x86 has the array and its length in
+    /// VMCOREINFO, arm64 only the mask of the nodes that are there.
+    fn nodes(&self) -> Result<Vec<VirtAddr>, Error> {
         const MAX_NODES: u64 = 4096;
         let (kernel, info) = (self.kernel, self.kernel.vmcoreinfo());
-        let nodes = info.need_symbol("node_data")?;
-        let count = info.length("node_data").unwrap_or(1).min(MAX_NODES) as usize;
-        let present = kernel.offset("pglist_data", "node_present_pages")?;
-        let page_size = info.get("PAGESIZE").and_then(|size| size.parse().ok()).unwrap_or(4096);
-        let pointers = kernel.memory().bytes(nodes, count * 8).reading("node_data")?;
-        let mut pages = 0u64;
-        for index in 0..count {
-            let node = VirtAddr(bytes::u64_at(&pointers, index * 8).unwrap_or(0));
-            if !node.is_null() {
-                let there = kernel.memory().u64(node.offset(present)).reading("a node's size")?;
-                pages = pages.saturating_add(there);
-            }
+        if let Some(only) = info.symbol("contig_page_data") {
+            return Ok(vec![only]);
         }
-        Ok(pages.saturating_mul(page_size))
+        let so = "the memory nodes cannot be found";
+        let array =
+            info.symbol("node_data").map_or_else(|| kernel.need_symbol("node_data", so), Ok)?;
+        let mask = info.symbol("node_online_map").zip(info.size("nodemask_t"));
+        let mask = mask.and_then(|(at, size)| kernel.memory().bytes(at, size.min(512)).ok());
+        let online = |index: u64| {
+            let byte = mask.as_ref().map(|mask| mask.get(index as usize / 8).copied().unwrap_or(0));
+            byte.is_none_or(|byte| byte >> (index % 8) & 1 == 1)
+        };
+        let known = mask.as_ref().map(|mask| mask.len() as u64 * 8);
+        let count = info.length("node_data").or(known).unwrap_or(1).min(MAX_NODES);
+        let mut nodes = Vec::new();
+        for index in (0..count).filter(|&index| online(index)) {
+            let node = kernel.memory().pointer(array.offset(index * 8)).reading("node_data")?;
+            nodes.extend(Some(node).filter(|node| !node.is_null()));
+        }
+        Ok(nodes)
     }
 
     /// The CPU's clock rate in MHz (`cpu_khz`, x86).
@@ -108,11 +128,22 @@ impl Linux<'_, '_> {
         self.kernel.memory().u32(at).ok().map(|khz| khz / 1000).filter(|&mhz| mhz != 0)
     }
 
+    /// How many CPUs ran: those online, or those that saved registers when stopping them took them
+    /// out of the mask (arm64 from 6.8 on).
+    ///
+    /// # Errors
+    /// Those of [`Linux::percpu`].
+    pub fn cpu_count(&self) -> Result<usize, Error> {
+        let percpu = self.percpu()?;
+        let saved = self.kernel.notes().prstatus.len().min(percpu.present.len());
+        Ok(percpu.online.len().max(saved))
+    }
+
     /// The registers that `cpu` saved, as the notes have them: from the kernel's own per-CPU buffer
-    /// (`crash_notes`) when it is in the dump, else by the order of the dump's notes.
+    /// (`crash_notes`) when it can be found in the dump, else from the note that fits the CPU.
     #[must_use]
     pub fn saved_registers(&self, cpu: u32) -> Option<Vec<u8>> {
-        self.crash_note(cpu).or_else(|| self.note_in_order(cpu))
+        self.crash_note(cpu).or_else(|| self.fitting_note(cpu))
     }
 
     fn crash_note(&self, cpu: u32) -> Option<Vec<u8>> {
@@ -127,13 +158,25 @@ impl Linux<'_, '_> {
     }
 
     /// Notes do not say whose they are. QEMU writes one for each CPU; the kernel leaves out CPUs
-    /// that saved nothing, so that order tells only when there are as many notes as CPUs.
-    fn note_in_order(&self, cpu: u32) -> Option<Vec<u8>> {
-        let notes = self.kernel.notes();
+    /// that saved nothing, so that order tells only when there are as many notes as CPUs. Else the
+    /// PID tells (that of the task that ran), and for idle CPUs the stack they ran on.
+    fn fitting_note(&self, cpu: u32) -> Option<Vec<u8>> {
+        let notes = &self.kernel.notes().prstatus;
         let percpu = self.percpu().ok()?;
-        let cpus = if notes.by_qemu { &percpu.present } else { &percpu.online };
-        let index = cpus.iter().position(|&it| it == cpu)?;
-        let status = notes.prstatus.get(index).filter(|_| notes.prstatus.len() == cpus.len())?;
+        let in_order = [&percpu.present, &percpu.online].into_iter().find_map(|cpus| {
+            let index = cpus.iter().position(|&it| it == cpu)?;
+            notes.get(index).filter(|_| notes.len() == cpus.len())
+        });
+        let status = in_order.or_else(|| {
+            let task = self.current(cpu).ok()?;
+            let stack = self.task_stack(&task);
+            let fits = |status: &&Prstatus<'_>| {
+                let sp = self.kernel.machine().stand(status.registers).map(|stand| stand.sp);
+                let on_its_stack = sp.is_some_and(|sp| stack.holds(sp));
+                status.pid == task.pid && (task.pid != 0 || on_its_stack)
+            };
+            notes.iter().find(fits)
+        })?;
         Some(status.registers.to_vec())
     }
 }

@@ -21,8 +21,6 @@ pub struct TaskLayout {
     exit_state: u64,
     /// `signal`, `thread_node` and `signal_struct.thread_head`: the threads of a process.
     threads: Option<(u64, u64, u64)>,
-    /// `thread.sp`: the stack pointer of a task that does not run (x86).
-    thread_sp: Option<u64>,
     run_queue_current: u64,
     run_queue_idle: u64,
 }
@@ -52,7 +50,6 @@ impl TaskLayout {
             state: kernel.offset_of_any(task, &["__state", "state"])?,
             exit_state: kernel.offset(task, "exit_state")?,
             threads: threads(),
-            thread_sp: kernel.field(task, "thread.sp")?.map(|field| field.offset as u64),
             run_queue_current: kernel.offset_of_any("rq", &["curr", "donor"])?,
             run_queue_idle: kernel.offset("rq", "idle")?,
         })
@@ -74,8 +71,6 @@ pub struct Task {
     pub cpu: u32,
     /// Lowest address of its stack.
     pub stack: VirtAddr,
-    /// Its saved stack pointer; stale while it runs.
-    pub saved_sp: Option<VirtAddr>,
     state: u32,
     exit_state: u32,
 }
@@ -92,7 +87,6 @@ impl Task {
     ) -> Result<Task, ReadError> {
         let memory = kernel.memory();
         let word = |offset| memory.u32(address.offset(offset));
-        let saved_sp = layout.thread_sp.map(|offset| memory.pointer(address.offset(offset)));
         Ok(Task {
             address,
             pid: word(layout.pid)?,
@@ -100,7 +94,6 @@ impl Task {
             comm: bytes::c_string(&memory.bytes(address.offset(layout.comm), COMM)?),
             cpu: word(layout.cpu)?,
             stack: memory.pointer(address.offset(layout.stack))?,
-            saved_sp: saved_sp.transpose()?,
             state: word(layout.state)?,
             exit_state: word(layout.exit_state)?,
         })
@@ -128,7 +121,7 @@ impl Task {
 /// A list of tasks, and what could not be read of it.
 #[derive(Debug, Default)]
 pub struct TaskList {
-    /// The tasks: per CPU the idle one, then the others in the order of the kernel's list.
+    /// The tasks: per CPU present the idle one, then the others in the order of the kernel's list.
     pub tasks: Vec<Task>,
     /// What is missing, one sentence each.
     pub problems: Vec<String>,
@@ -158,20 +151,32 @@ impl Linux<'_, '_> {
         self.kernel.memory().pointer(queue.offset(member)).reading("a run queue")
     }
 
-    /// The CPU that panicked; without a panic the one that crashed, else the first.
+    /// The CPU that panicked; without a panic the one that crashed, else the one whose registers
+    /// were saved on the way into the capture kernel, else the first.
     ///
     /// # Errors
     /// Those of [`Linux::percpu`].
     pub fn crashed_cpu(&self) -> Result<u32, Error> {
-        let online = &self.percpu()?.online;
+        let percpu = self.percpu()?;
         for name in ["panic_cpu", "crashing_cpu"] {
             let Some(at) = self.kernel.symbol(name)? else { continue };
             match self.kernel.memory().u32(at) {
-                Ok(cpu) if online.contains(&cpu) => return Ok(cpu),
+                Ok(cpu) if percpu.present.contains(&cpu) => return Ok(cpu),
                 _ => {}
             }
         }
-        Ok(online.first().copied().unwrap_or(0))
+        let left = percpu.present.iter().find(|&&cpu| self.left_for_capture(cpu));
+        Ok(left.or(percpu.online.first()).copied().unwrap_or(0))
+    }
+
+    /// Whether `cpu` saved its own registers before it jumped to the capture kernel: other CPUs save
+    /// those of what they were stopped in.
+    fn left_for_capture(&self, cpu: u32) -> bool {
+        let Some(registers) = self.saved_registers(cpu) else { return false };
+        let stand = self.kernel.machine().stand(&registers);
+        // crash_setup_regs() is inlined there (kernel/kexec_core.c; crash_core.c from 6.7 on).
+        let place = stand.and_then(|stand| self.place(stand.pc));
+        place.is_some_and(|place| matches!(&*place.name, "__crash_kexec" | "crash_kexec"))
     }
 
     /// All tasks, idle ones included.
@@ -182,7 +187,7 @@ impl Linux<'_, '_> {
         let layout = self.task_layout()?;
         let mut list = TaskList::default();
         let mut seen = HashSet::new();
-        for &cpu in &self.percpu()?.online {
+        for &cpu in &self.percpu()?.present {
             match self.run_queue_task(cpu, layout.run_queue_idle).and_then(|at| self.task(at)) {
                 Ok(task) => {
                     seen.insert(task.address);

@@ -81,7 +81,9 @@ fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
 fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
     let name = function(row);
     if let Some(exception) = &row.frame.exception {
-        writeln!(out, "    [exception RIP: {name}]")?;
+        // The program counter comes first, under the name that the architecture gives it.
+        let counter = exception.registers.first().map_or("PC", |register| register.name);
+        writeln!(out, "    [exception {counter}: {name}]")?;
         registers(exception, out)?;
     }
     if let Some(stack) = &row.left_stack {
@@ -99,6 +101,8 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         CallerBy::Tables => "",
         CallerBy::CallSite => "  (not in the unwind tables: caller found by its call)",
         CallerBy::FramePointer => "  (no unwind tables: caller by frame pointer)",
+        CallerBy::LinkRegister => "  (interrupted without a frame of its own: caller from lr)",
+        CallerBy::Uncertain => "  (interrupted perhaps without a frame: its caller may be missing)",
     };
     let number = format!("#{number}");
     writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")
@@ -256,7 +260,7 @@ mod tests {
         let exception = ExceptionFrame { at: VirtAddr(0), user: false, registers };
         let text = shown(|out| frame(0, &row(Some(exception)), out));
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "    [exception RIP: fuse_dev_do_read+0xa29 [fuse]]");
+        assert_eq!(lines[0], "    [exception R8: fuse_dev_do_read+0xa29 [fuse]]");
         assert_eq!(lines[1], "     R8: 0000000000000033  RFLAGS: 00000033  CS: 0033");
         assert_eq!(lines[2], "    SS: 0033");
         assert!(lines[3].starts_with(" #0 ["));

@@ -3,15 +3,19 @@
 //! [`Unwinder`] is what an architecture gives; frames, exception frames and the reason for the end
 //! are the same for all of them.
 
+mod aarch64;
 pub mod orc;
+pub mod prologue;
 #[cfg(test)]
 mod tests;
 mod x86_64;
 
 use crate::VirtAddr;
+use crate::kernel::machine::Machine;
 use crate::linux::Linux;
 use crate::linux::stacks::Stack;
 
+pub use aarch64::{Arm64Registers, Arm64Unwinder};
 pub use x86_64::{X86Registers, X86Unwinder};
 
 /// A register and its value.
@@ -48,13 +52,20 @@ pub enum FrameKind {
 /// How the way from a frame to its caller was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallerBy {
-    /// By the unwind tables (or there was no way, or no caller).
+    /// By the unwind tables, or by frame records where the architecture demands them (or there was
+    /// no way, or no caller).
     Tables,
     /// The tables leave this function out; the next word up the stack that follows a call of this
     /// very function was taken.
     CallSite,
     /// There are no tables for this code; it was taken to keep a frame pointer.
     FramePointer,
+    /// It was interrupted while it had no frame record of its own (a leaf function, or one at its
+    /// very start or end): the caller is in the link register.
+    LinkRegister,
+    /// By frame records; but whether it had one of its own when it was interrupted could not be
+    /// told, and if it had none, its caller is not among the frames.
+    Uncertain,
 }
 
 /// One frame of a stack.
@@ -112,12 +123,19 @@ pub const MAX_FRAMES: usize = 4096;
 pub enum Start<'a> {
     /// From the registers of a CPU, as the notes of the dump have them.
     Registers(&'a [u8]),
-    /// From what a task saved when it stopped running, at this stack pointer.
-    Saved(VirtAddr),
+    /// From what the task at this address (struct task_struct) saved when it stopped running.
+    Task(VirtAddr),
 }
 
 /// What an architecture knows of stacks.
+///
+/// Frames come innermost first, each function that was interrupted with the registers that the
+/// exception saved. A trace always ends: every step climbs a stack or changes to one that was not
+/// left before ([`Climb`]), and there are at most [`MAX_FRAMES`].
 pub trait Unwinder {
+    /// The stacks of a CPU, besides those of tasks. Those that cannot be found are left out.
+    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack>;
+
     /// Follows a stack from `start`. `stacks` are those that it may run on; an empty list allows
     /// any address.
     fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace;
@@ -126,5 +144,40 @@ pub trait Unwinder {
 /// The unwinder for the kernel's architecture.
 #[must_use]
 pub fn for_kernel<'k>(linux: &'k Linux<'k, '_>) -> Box<dyn Unwinder + 'k> {
-    Box::new(X86Unwinder::new(linux))
+    match linux.kernel().machine() {
+        Machine::X86_64 => Box::new(X86Unwinder::new(linux)),
+        Machine::Aarch64 => Box::new(Arm64Unwinder::new(linux)),
+    }
+}
+
+/// Sees to it that an unwind climbs.
+struct Climb<'s> {
+    stacks: &'s [Stack],
+    /// The stacks that it was on, in turn.
+    visited: Vec<Option<usize>>,
+}
+
+impl<'s> Climb<'s> {
+    fn new(stacks: &'s [Stack]) -> Climb<'s> {
+        Climb { stacks, visited: Vec::new() }
+    }
+
+    /// What speaks against a step from the address `here` to `there`.
+    fn objection(&mut self, here: VirtAddr, there: VirtAddr) -> Option<String> {
+        let position = |at| self.stacks.iter().position(|stack| stack.holds(at));
+        let (from, to) = (position(here), position(there));
+        if self.visited.last() != Some(&from) {
+            self.visited.push(from);
+        }
+        if from == to && there <= here {
+            return Some(format!("the next frame ({there:#x}) would not be further up"));
+        }
+        if !self.stacks.is_empty() && to.is_none() {
+            return Some(format!("the next frame ({there:#x}) is on no stack of this CPU"));
+        }
+        if from != to && self.visited.contains(&to) {
+            return Some(format!("the next frame ({there:#x}) is on a stack already left"));
+        }
+        None
+    }
 }

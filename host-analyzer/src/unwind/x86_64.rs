@@ -10,17 +10,23 @@ use std::rc::Rc;
 use crate::kernel::Kernel;
 use crate::linux::Linux;
 use crate::linux::stacks::Stack;
-use crate::{ReadError, VirtAddr, bytes};
+use crate::{Error, ReadError, VirtAddr, bytes};
 
 use super::orc::{self, Base, Entry, Kind, Table, Version};
 use super::{
-    CallerBy, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace, Unwinder,
+    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace,
+    Unwinder,
 };
 
 /// Words of struct pt_regs.
 const PT_REGS: usize = 21;
 /// Index of the first word that the hardware saves (ip, cs, flags, sp, ss).
 const HARDWARE_FRAME: usize = 16;
+
+/// IRQ_STACK_SIZE (arch/x86/include/asm/page_64_types.h, 6.1), without KASAN.
+const IRQ_STACK_SIZE: u64 = 16 << 10;
+/// The exception stacks of struct cea_exception_stacks (arch/x86/include/asm/cpu_entry_area.h).
+const EXCEPTION_STACKS: [&str; 5] = ["DF", "NMI", "DB", "MCE", "VC"];
 
 /// Indices into struct pt_regs.
 mod reg {
@@ -210,14 +216,18 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         table.as_ref()?.find(lookup)
     }
 
-    /// What a task saved when it stopped running: struct inactive_task_frame
-    /// (arch/x86/include/asm/switch_to.h): r15 r14 r13 r12 bx bp, return address.
-    fn saved(&self, sp: VirtAddr) -> Result<State, ReadError> {
+    /// What a task saved when it stopped running: its thread.sp points to a struct
+    /// inactive_task_frame (arch/x86/include/asm/switch_to.h): r15 r14 r13 r12 bx bp, return address.
+    fn saved(&self, task: VirtAddr) -> Result<State, String> {
         const BP: u64 = 5 * 8;
         const RETURN_ADDRESS: u64 = 6 * 8;
+        let lost = |error: ReadError| format!("its saved registers are lost: {error}");
         let memory = self.kernel().memory();
-        let pc = memory.pointer(sp.offset(RETURN_ADDRESS))?;
-        let bp = memory.u64(sp.offset(BP))?;
+        let member = self.kernel().offset("task_struct", "thread.sp");
+        let member = member.map_err(|error| error.to_string())?;
+        let sp = memory.pointer(task.offset(member)).map_err(lost)?;
+        let pc = memory.pointer(sp.offset(RETURN_ADDRESS)).map_err(lost)?;
+        let bp = memory.u64(sp.offset(BP)).map_err(lost)?;
         // A task that never ran "returns" to the very start of ret_from_fork.
         let place = self.linux.place(pc);
         let never_ran = place.is_some_and(|place| place.offset == 0);
@@ -344,6 +354,12 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
+    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
+        let mut stacks: Vec<Stack> = self.irq_stack(cpu).ok().flatten().into_iter().collect();
+        stacks.extend(self.exception_stacks(cpu).unwrap_or_default());
+        stacks
+    }
+
     fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
         let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
         let first = match start {
@@ -356,9 +372,9 @@ impl Unwinder for X86Unwinder<'_, '_> {
                     Step::To(state, _) => state,
                 }
             }
-            Start::Saved(sp) => match self.saved(sp) {
+            Start::Task(task) => match self.saved(task) {
                 Ok(state) => state,
-                Err(error) => return stuck(format!("its saved registers are lost: {error}")),
+                Err(why) => return stuck(why),
             },
         };
         self.follow(first, stacks)
@@ -366,13 +382,47 @@ impl Unwinder for X86Unwinder<'_, '_> {
 }
 
 impl X86Unwinder<'_, '_> {
+    /// The stack of hard interrupts: `hardirq_stack_ptr`, from 6.2 to 6.14 in `pcpu_hot`.
+    fn irq_stack(&self, cpu: u32) -> Result<Option<Stack>, Error> {
+        let symbol = match self.kernel().symbol("hardirq_stack_ptr")? {
+            Some(at) => at,
+            None => {
+                let Some(hot) = self.kernel().symbol("pcpu_hot")? else { return Ok(None) };
+                hot.offset(self.kernel().offset("pcpu_hot", "hardirq_stack_ptr")?)
+            }
+        };
+        let Some(at) = self.linux.percpu()?.address(symbol, cpu) else { return Ok(None) };
+        let top = self.kernel().memory().pointer(at).ok().filter(|top| !top.is_null());
+        Ok(top.map(|top| {
+            // The pointer is the top itself or the last word below it (5.13 on).
+            let end = VirtAddr(top.0.saturating_add(8) & !0xfff);
+            Stack { name: "IRQ".to_owned(), start: end.back(IRQ_STACK_SIZE), end }
+        }))
+    }
+
+    fn exception_stacks(&self, cpu: u32) -> Result<Vec<Stack>, Error> {
+        let Some(symbol) = self.kernel().symbol("cea_exception_stacks")? else {
+            return Ok(Vec::new());
+        };
+        let pointer = self.linux.percpu()?.address(symbol, cpu);
+        let base = pointer.and_then(|at| self.kernel().memory().pointer(at).ok());
+        let Some(base) = base.filter(|base| !base.is_null()) else { return Ok(Vec::new()) };
+        let types = self.kernel().types()?;
+        let stack = |name: &str| {
+            let field = types.member("cea_exception_stacks", &format!("{name}_stack"))?;
+            let start = base.offset(field.offset as u64);
+            let end = start.offset(types.size_of(field.kind)? as u64);
+            Some(Stack { name: format!("{name} exception"), start, end })
+        };
+        Ok(EXCEPTION_STACKS.into_iter().filter_map(stack).collect())
+    }
+
     fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
         let mut frames = Vec::new();
         let mut state = first;
         let mut exception = None;
-        let mut visited: Vec<Option<usize>> = Vec::new();
+        let mut climb = Climb::new(stacks);
         loop {
-            let place = position(stacks, state.sp);
             let mut frame = frame_of(&state, exception.take());
             let step = self.step(&state, &mut frame);
             let blind =
@@ -387,10 +437,7 @@ impl X86Unwinder<'_, '_> {
             let why = if limit {
                 Some("there are more frames than a stack can hold".to_owned())
             } else {
-                if visited.last() != Some(&place) {
-                    visited.push(place);
-                }
-                self.objection(&state, &next, stacks, &visited, blind)
+                climb.objection(state.sp, next.sp).or_else(|| self.no_text(&next, blind))
             };
             if let Some(why) = why {
                 return Trace { frames, end: End::Stuck(why) };
@@ -399,26 +446,8 @@ impl X86Unwinder<'_, '_> {
         }
     }
 
-    /// What speaks against going on with `next`: each step must climb its stack, or change to one
-    /// that was not left before.
-    fn objection(
-        &self,
-        state: &State,
-        next: &State,
-        stacks: &[Stack],
-        visited: &[Option<usize>],
-        blind: bool,
-    ) -> Option<String> {
-        let (here, there) = (position(stacks, state.sp), position(stacks, next.sp));
-        if here == there && next.sp <= state.sp {
-            return Some(format!("the next frame ({:#x}) would not be further up", next.sp));
-        }
-        if !stacks.is_empty() && there.is_none() {
-            return Some(format!("the next frame ({:#x}) is on no stack of this CPU", next.sp));
-        }
-        if here != there && visited.contains(&there) {
-            return Some(format!("the next frame ({:#x}) is on a stack already left", next.sp));
-        }
+    /// What speaks against the address of `next`.
+    fn no_text(&self, next: &State, blind: bool) -> Option<String> {
         let known = self.linux.place(next.pc.back(1)).is_some();
         if next.kind == FrameKind::ReturnAddress && !known {
             // BPF programs and trampolines have no symbols: one such frame is let through.
@@ -429,10 +458,6 @@ impl X86Unwinder<'_, '_> {
         }
         None
     }
-}
-
-fn position(stacks: &[Stack], sp: VirtAddr) -> Option<usize> {
-    stacks.iter().position(|stack| stack.holds(sp))
 }
 
 fn frame_of(state: &State, exception: Option<ExceptionFrame>) -> Frame {

@@ -1,14 +1,9 @@
-//! Unwinding in a kernel made of a few pages.
+//! x86_64 stacks in a kernel made of a few pages.
 //!
 //! The kernel's image is 64 KiB at [`BASE`]; its symbol table has five functions, whose code is
 //! never looked at except for calls, and its unwind tables a rule for each.
 
-use std::io::Write;
-
 use super::*;
-use crate::kernel::Kernel;
-use crate::source::Dump;
-use crate::testing::{FakeMemory, Segment, elf_core};
 
 const BASE: u64 = 0xffff_ffff_8100_0000;
 
@@ -70,21 +65,7 @@ impl World {
         let (end, btf) = (BASE + 0x10000, BASE + BTF);
         let mut all = SYMBOLS.to_vec();
         all.extend([(btf, "D__start_BTF"), (btf + 0x100, "D__stop_BTF"), (end, "D_end")]);
-        let (mut names, mut offsets) = (Vec::new(), Vec::new());
-        for (address, name) in &all {
-            names.push(name.len() as u8);
-            names.extend_from_slice(name.as_bytes());
-            offsets.extend_from_slice(&((address - BASE) as u32).to_le_bytes());
-        }
-        // Every token is its own character.
-        let table: Vec<u8> = (0..=255u8).flat_map(|token| [token.max(1), 0]).collect();
-        let index: Vec<u8> = (0..256u16).flat_map(|token| (token * 2).to_le_bytes()).collect();
-        self.memory.put(0x1000, &names);
-        self.memory.put(0x1800, &table);
-        self.memory.put(0x1a00, &index);
-        self.memory.put(0x1c00, &offsets);
-        self.memory.put_u64(0x1d00, BASE);
-        self.memory.put(0x1d08, &(all.len() as u32).to_le_bytes());
+        put_symbols(&mut self.memory, BASE, &all);
     }
 
     fn rules(&mut self) {
@@ -98,14 +79,12 @@ impl World {
     }
 
     fn types(&mut self) {
-        let strings = b"\0orc_entry\0end\0";
-        let words: [u32; 6] = [1, 4 << 24 | 1, 6, 11, 0, 0];
-        let mut blob = vec![0x9f, 0xeb, 1, 0];
-        for word in [24, 0, 24, 24, strings.len() as u32].iter().chain(&words) {
-            blob.extend_from_slice(&u32::to_le_bytes(*word));
-        }
-        blob.extend_from_slice(strings);
-        self.memory.put(BTF, &blob);
+        let types = [
+            ("orc_entry", 6, &[("end", 0, None)][..]),
+            ("thread_struct", 32, &[("sp", 24, None)]),
+            ("task_struct", 64, &[("thread", 32, Some("thread_struct"))]),
+        ];
+        self.memory.put(BTF, &btf(&types));
     }
 
     fn put(&mut self, virt: u64, value: u64) {
@@ -127,33 +106,11 @@ impl World {
 
     fn with_unwinder(&self, run: impl FnOnce(&dyn Unwinder) -> Trace) -> Trace {
         let info = format!(
-            "OSRELEASE=6.1\nSYMBOL(swapper_pg_dir)={:x}\nNUMBER(phys_base)={}\nSYMBOL(_stext)={BASE:x}\n\
-             SYMBOL(kallsyms_names)={:x}\nSYMBOL(kallsyms_token_table)={:x}\n\
-             SYMBOL(kallsyms_token_index)={:x}\nSYMBOL(kallsyms_offsets)={:x}\n\
-             SYMBOL(kallsyms_relative_base)={:x}\nSYMBOL(kallsyms_num_syms)={:x}\n",
+            "SYMBOL(swapper_pg_dir)={:x}\nNUMBER(phys_base)={}\n",
             BASE + TABLES,
-            -0x100_0000,
-            BASE + 0x1000,
-            BASE + 0x1800,
-            BASE + 0x1a00,
-            BASE + 0x1c00,
-            BASE + 0x1d00,
-            BASE + 0x1d08,
+            -0x100_0000
         );
-        let mut note = Vec::new();
-        for word in [11, info.len() as u32, 0] {
-            note.extend_from_slice(&word.to_le_bytes());
-        }
-        note.extend_from_slice(b"VMCOREINFO\0\0");
-        note.extend_from_slice(info.as_bytes());
-        note.resize(note.len().next_multiple_of(4), 0);
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let parts = [Segment::note(&note), Segment::load(0, &self.memory.bytes)];
-        file.write_all(&elf_core(0, false, &parts)).unwrap();
-        let dump = Dump::open(file.path()).unwrap();
-        let kernel = Kernel::open(&dump, None).unwrap();
-        let linux = Linux::new(&kernel);
-        run(for_kernel(&linux).as_ref())
+        with_unwinder(&self.memory, EM_X86_64, 0, &(info + &symbol_lines(BASE)), run)
     }
 }
 
@@ -170,10 +127,6 @@ fn stacks() -> Vec<Stack> {
         end: VirtAddr(start + 0x1000),
     };
     vec![stack("task", STACK), stack("IRQ", IRQ_STACK)]
-}
-
-fn pcs(trace: &Trace) -> Vec<u64> {
-    trace.frames.iter().map(|frame| frame.pc.0).collect()
 }
 
 #[test]
@@ -241,7 +194,9 @@ fn task_that_does_not_run_starts_from_what_it_saved() {
     let mut world = World::new();
     world.put(STACK + 0x130, INNER + 2); // return address above r15 r14 r13 r12 bx bp
     world.put(STACK + 0x140, THREAD + 5);
-    let start = Start::Saved(VirtAddr(STACK + 0x100));
+    let task = BASE + 0x5000;
+    world.put(task + 32 + 24, STACK + 0x100);
+    let start = Start::Task(VirtAddr(task));
     let trace = world.with_unwinder(|unwinder| unwinder.unwind(start, &stacks()));
     assert_eq!(pcs(&trace), [INNER + 2, THREAD + 5]);
     assert_eq!(trace.frames[0].kind, FrameKind::ReturnAddress);

@@ -1,36 +1,15 @@
-//! The kernel's page tables: virtual to physical, per architecture.
+//! x86_64 page tables of 4 or 5 levels, pages of 4 KiB, 2 MiB and 1 GiB.
+//!
+//! Source: Intel SDM volume 3A, 4.5; where they begin: arch/x86/kernel/machine_kexec_64.c and
+//! crash_core (VMCOREINFO), 6.1.
 
+use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::source::Memory;
-use crate::{Error, PhysAddr, ReadError, VirtAddr, bytes};
+use crate::{Error, PhysAddr, ReadError, VirtAddr};
 
-use super::vmcoreinfo::Vmcoreinfo;
+use super::{Mapping, PageTables, read_entry};
 
-/// Where a virtual address leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// The physical address.
-    pub phys: PhysAddr,
-    /// How many bytes from it on the same leaf entry maps.
-    pub length: u64,
-}
-
-/// An architecture's page tables.
-pub trait PageTables {
-    /// Walks the tables for `at`.
-    ///
-    /// # Errors
-    /// [`ReadError::NotMapped`], or [`ReadError::NoPageTable`] when a table is not in the dump.
-    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError>;
-
-    /// The physical address of an address in the kernel's image, by arithmetic alone; for dumps
-    /// that lost their page tables.
-    fn image(&self, at: VirtAddr) -> Option<PhysAddr>;
-}
-
-/// x86_64 page tables of 4 or 5 levels, pages of 4 KiB, 2 MiB and 1 GiB.
-///
-/// Source: Intel SDM volume 3A, 4.5; where they begin: arch/x86/kernel/machine_kexec_64.c and
-/// crash_core (VMCOREINFO), 6.1.
+/// The page tables of an x86_64 kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct X86PageTables {
     root: PhysAddr,
@@ -97,14 +76,10 @@ impl PageTables for X86PageTables {
         Err(ReadError::NotMapped(at))
     }
 
-    fn image(&self, at: VirtAddr) -> Option<PhysAddr> {
+    fn by_arithmetic(&self, at: VirtAddr) -> Option<PhysAddr> {
         let inside = at.0.checked_sub(KERNEL_MAP).filter(|&skip| skip < 1 << 30)?;
         Some(PhysAddr(inside.wrapping_add(self.phys_base)))
     }
-}
-
-fn read_entry(memory: &dyn Memory, at: PhysAddr) -> Option<u64> {
-    memory.run(at, 8).ok().and_then(|run| bytes::u64_at(&run, 0))
 }
 
 #[cfg(test)]
@@ -173,7 +148,10 @@ mod tests {
                      NUMBER(pgtable_l5_enabled)=1\n";
         let tables = X86PageTables::from_vmcoreinfo(&Vmcoreinfo::new(text)).unwrap();
         assert_eq!((tables.root, tables.levels), (PhysAddr(0xa01_0000), 5));
-        assert_eq!(tables.image(VirtAddr(0xffff_ffff_9120_0000)), Some(PhysAddr(0x860_0000)));
+        assert_eq!(
+            tables.by_arithmetic(VirtAddr(0xffff_ffff_9120_0000)),
+            Some(PhysAddr(0x860_0000))
+        );
     }
 
     proptest! {

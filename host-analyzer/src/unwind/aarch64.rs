@@ -1,0 +1,483 @@
+//! arm64 stacks, by frame records.
+//!
+//! The kernel is built with frame pointers: x29 points to a record (the caller's x29, the return
+//! address), and so on up the stack and over to other stacks. Where an exception was taken, the
+//! entry code puts a record into struct pt_regs itself. The rules are those of
+//! arch/arm64/kernel/stacktrace.c and entry.S, 6.1 to 6.14; beyond them, the caller of a function
+//! that was interrupted without a record of its own is found ([`super::prologue`]).
+
+use crate::kernel::Kernel;
+use crate::linux::Linux;
+use crate::linux::stacks::Stack;
+use crate::{ReadError, VirtAddr, bytes};
+
+use super::prologue::{self, Record};
+use super::{
+    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace,
+    Unwinder,
+};
+
+/// Words of struct user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.
+const REGISTERS: usize = 34;
+
+/// Indices into it.
+mod reg {
+    pub const FP: usize = 29;
+    pub const LR: usize = 30;
+    pub const SP: usize = 31;
+    pub const PC: usize = 32;
+    pub const PSTATE: usize = 33;
+}
+
+/// The bits of PSTATE that say at which exception level the CPU was (M[3:2]; 0 is user mode, in
+/// AArch32 state too).
+const LEVEL: u64 = 0xc;
+
+/// Name and index in struct user_pt_regs, in the order in which crash prints them.
+const PRINTED: [(&str, usize); REGISTERS - 1] = [
+    ("PC", 32),
+    ("LR", 30),
+    ("SP", 31),
+    ("X29", 29),
+    ("X28", 28),
+    ("X27", 27),
+    ("X26", 26),
+    ("X25", 25),
+    ("X24", 24),
+    ("X23", 23),
+    ("X22", 22),
+    ("X21", 21),
+    ("X20", 20),
+    ("X19", 19),
+    ("X18", 18),
+    ("X17", 17),
+    ("X16", 16),
+    ("X15", 15),
+    ("X14", 14),
+    ("X13", 13),
+    ("X12", 12),
+    ("X11", 11),
+    ("X10", 10),
+    ("X9", 9),
+    ("X8", 8),
+    ("X7", 7),
+    ("X6", 6),
+    ("X5", 5),
+    ("X4", 4),
+    ("X3", 3),
+    ("X2", 2),
+    ("X1", 1),
+    ("X0", 0),
+];
+
+/// struct pt_regs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arm64Registers {
+    words: [u64; REGISTERS],
+    /// orig_x0 and syscallno, where there are such.
+    call: Option<(u64, u32)>,
+}
+
+impl Arm64Registers {
+    /// Reads the registers of a PRSTATUS note, or the beginning of a struct pt_regs.
+    #[must_use]
+    pub fn parse(raw: &[u8]) -> Option<Arm64Registers> {
+        let mut words = [0; REGISTERS];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = bytes::u64_at(raw, index * 8)?;
+        }
+        Some(Arm64Registers { words, call: None })
+    }
+
+    /// The program counter.
+    #[must_use]
+    pub fn pc(&self) -> VirtAddr {
+        VirtAddr(self.words[reg::PC])
+    }
+
+    /// The stack pointer.
+    #[must_use]
+    pub fn sp(&self) -> VirtAddr {
+        VirtAddr(self.words[reg::SP])
+    }
+
+    /// Whether the registers are those of user mode. A kernel thread has none: all its words are 0.
+    #[must_use]
+    pub fn user(&self) -> bool {
+        let nothing = self.words[reg::PC] == 0 && self.words[reg::SP] == 0;
+        self.words[reg::PSTATE] & LEVEL == 0 && !nothing
+    }
+
+    /// The registers as they are printed.
+    #[must_use]
+    pub fn exception_frame(&self, at: VirtAddr) -> ExceptionFrame {
+        let wide = |(name, index): (&'static str, usize)| Register {
+            name,
+            value: self.words[index],
+            digits: 16,
+        };
+        let mut registers: Vec<Register> = PRINTED.into_iter().map(wide).collect();
+        if let Some((first, number)) = self.call.filter(|_| self.user()) {
+            registers.push(Register { name: "ORIG_X0", value: first, digits: 16 });
+            registers.push(Register { name: "SYSCALLNO", value: u64::from(number), digits: 8 });
+        }
+        registers.push(Register { name: "PSTATE", value: self.words[reg::PSTATE], digits: 8 });
+        ExceptionFrame { at, user: self.user(), registers }
+    }
+}
+
+/// Where things lie in struct pt_regs, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    /// The record that the entry code makes.
+    record: u64,
+    /// From that record, what says which kind it is (struct frame_record_meta, 6.13 on).
+    kind: Option<u64>,
+    /// orig_x0 and syscallno.
+    call: Option<(u64, u64)>,
+}
+
+impl Layout {
+    /// Offset of `stackframe` from 5.11 to 6.14 at least, for kernels whose types are lost.
+    const RECORD: u64 = 304;
+
+    fn new(kernel: &Kernel<'_>) -> Layout {
+        let offset = |path| Some(kernel.field("pt_regs", path).ok()??.offset as u64);
+        let record = offset("stackframe").unwrap_or(Layout::RECORD);
+        let kind = offset("stackframe.type").and_then(|at| at.checked_sub(record));
+        Layout { record, kind, call: offset("orig_x0").zip(offset("syscallno")) }
+    }
+}
+
+/// Kinds of records in struct pt_regs (arch/arm64/include/asm/stacktrace/frame.h, 6.14).
+mod kind {
+    pub const FINAL: u64 = 1;
+    pub const PT_REGS: u64 = 2;
+}
+
+/// Unwinds by frame records.
+pub struct Arm64Unwinder<'k, 'd> {
+    linux: &'k Linux<'k, 'd>,
+    layout: Layout,
+    /// The bits that a kernel's address has set, and that a signed one may have clear (PAC).
+    signature: u64,
+}
+
+/// Where the unwinder stands.
+#[derive(Clone, Debug)]
+struct State {
+    pc: VirtAddr,
+    kind: FrameKind,
+    /// Where on the stack this frame is shown to be.
+    at: VirtAddr,
+    /// x29: the record that leads to the caller.
+    record: VirtAddr,
+    /// The last address of the stack that was used up. Records must climb, not the stack pointers in
+    /// the registers of exceptions: that of a stack that overflowed points outside of it.
+    used: VirtAddr,
+    /// All registers, right after an exception.
+    registers: Option<Box<Arm64Registers>>,
+}
+
+/// What a step came to.
+enum Step {
+    To(State, Option<ExceptionFrame>),
+    End(End),
+}
+
+impl<'k, 'd> Arm64Unwinder<'k, 'd> {
+    /// An unwinder for the stacks of a kernel.
+    #[must_use]
+    pub fn new(linux: &'k Linux<'k, 'd>) -> Arm64Unwinder<'k, 'd> {
+        let kernel = linux.kernel();
+        let info = kernel.vmcoreinfo();
+        // The kernel's mask covers all bits that are not translated (asm/pointer_auth.h). One of 0
+        // says that it does not sign; where there is none, addresses are as wide as TCR_EL1 says.
+        let width = info.number("TCR_EL1_T1SZ").and_then(|size| u32::try_from(size).ok());
+        let by_width = || width.and_then(|size| u64::MAX.checked_shl(64u32.checked_sub(size)?));
+        let mask = info.number("KERNELPACMASK").map(|mask| mask as u64);
+        let signature = mask.or_else(by_width).unwrap_or(0);
+        Arm64Unwinder { linux, layout: Layout::new(kernel), signature }
+    }
+
+    fn kernel(&self) -> &'k Kernel<'d> {
+        self.linux.kernel()
+    }
+
+    /// A return address without its signature. Bit 55 tells kernel addresses from user ones, which
+    /// are never signed here.
+    fn unsigned(&self, address: u64) -> VirtAddr {
+        const KERNEL: u64 = 1 << 55;
+        VirtAddr(if address & KERNEL != 0 { address | self.signature } else { address })
+    }
+
+    /// What a task saved when it stopped running: struct cpu_context (asm/processor.h).
+    fn saved(&self, task: VirtAddr) -> Result<State, String> {
+        let memory = self.kernel().memory();
+        let word = |name: &str| {
+            let path = format!("thread.cpu_context.{name}");
+            let member = self.kernel().offset("task_struct", &path);
+            let at = task.offset(member.map_err(|error| error.to_string())?);
+            let word = memory.u64(at);
+            word.map_err(|error| format!("its saved registers are lost: {error}"))
+        };
+        let (pc, sp) = (self.unsigned(word("pc")?), VirtAddr(word("sp")?));
+        // A task that never ran "returns" to the very start of ret_from_fork.
+        let never_ran = self.linux.place(pc).is_some_and(|place| place.offset == 0);
+        let kind = if never_ran { FrameKind::Registers } else { FrameKind::ReturnAddress };
+        let record = VirtAddr(word("fp")?);
+        Ok(State { pc, kind, at: sp, record, used: sp.back(1), registers: None })
+    }
+
+    fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
+        if let Some(registers) = &state.registers {
+            let (caller, by) = self.interrupted(registers);
+            frame.caller = by;
+            if let Some(pc) = caller {
+                let kind = FrameKind::ReturnAddress;
+                let next = State { pc, kind, registers: None, ..state.clone() };
+                return Ok(Step::To(next, None));
+            }
+        }
+        self.follow_record(state)
+    }
+
+    fn follow_record(&self, state: &State) -> Result<Step, String> {
+        let at = state.record;
+        if at.is_null() {
+            return Ok(Step::End(End::KernelThread));
+        }
+        if !at.0.is_multiple_of(8) {
+            return Err(format!("its frame record would be at {at:#x}, which is not aligned"));
+        }
+        let memory = self.kernel().memory();
+        let lost = |error: ReadError| format!("its frame record cannot be read: {error}");
+        let (record, lr) =
+            (memory.pointer(at).map_err(lost)?, memory.u64(at.offset(8)).map_err(lost)?);
+        let ends = record.is_null() && lr == 0;
+        let kind = match self.layout.kind {
+            Some(kind) if ends => memory.u64(at.offset(kind)).map_err(lost)?,
+            _ if ends => kind::FINAL,
+            // Before 6.13 the record in struct pt_regs is an ordinary one: the interrupted x29 and pc.
+            None if self.is_exception(at, record, lr) => kind::PT_REGS,
+            _ => {
+                let (pc, kind) = (self.unsigned(lr), FrameKind::ReturnAddress);
+                let used = at.offset(15);
+                let next = State { pc, kind, at: at.offset(8), record, used, registers: None };
+                return Ok(Step::To(next, None));
+            }
+        };
+        let base = at.back(self.layout.record);
+        match kind {
+            kind::FINAL => Ok(Step::End(self.end(base))),
+            kind::PT_REGS => {
+                let registers = self.registers_at(base).map_err(lost)?;
+                Ok(from_exception(registers, base, at.offset(15)))
+            }
+            other => Err(format!("the record at {at:#x} is of the unknown kind {other}")),
+        }
+    }
+
+    /// What is at the end of a stack: the registers with which the kernel was entered, if it was.
+    fn end(&self, base: VirtAddr) -> End {
+        match self.registers_at(base) {
+            Ok(registers) if registers.user() => End::UserMode(registers.exception_frame(base)),
+            _ => End::KernelThread,
+        }
+    }
+
+    /// Whether the record at `at` is part of a struct pt_regs: then its two words are there twice,
+    /// and the CPU was not in user mode.
+    fn is_exception(&self, at: VirtAddr, record: VirtAddr, lr: u64) -> bool {
+        self.registers_at(at.back(self.layout.record)).is_ok_and(|registers| {
+            let same = registers.words[reg::FP] == record.0 && registers.words[reg::PC] == lr;
+            same && registers.words[reg::PSTATE] & LEVEL != 0
+        })
+    }
+
+    fn registers_at(&self, base: VirtAddr) -> Result<Arm64Registers, ReadError> {
+        let memory = self.kernel().memory();
+        let raw = memory.bytes(base, REGISTERS * 8)?;
+        let registers = Arm64Registers::parse(&raw).ok_or(ReadError::NotMapped(base))?;
+        let call = self.layout.call.and_then(|(first, number)| {
+            let number = memory.u32(base.offset(number)).ok()?;
+            Some((memory.u64(base.offset(first)).ok()?, number))
+        });
+        Ok(Arm64Registers { call, ..registers })
+    }
+}
+
+fn from_exception(registers: Arm64Registers, base: VirtAddr, used: VirtAddr) -> Step {
+    let frame = registers.exception_frame(base);
+    if registers.user() {
+        return Step::End(End::UserMode(frame));
+    }
+    let (pc, at, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
+    let record = VirtAddr(registers.words[reg::FP]);
+    let registers = Some(Box::new(registers));
+    Step::To(State { pc, kind, at, record, used, registers }, Some(frame))
+}
+
+impl Arm64Unwinder<'_, '_> {
+    /// The caller of a function that was interrupted, when x30 has it, and how sure that is.
+    fn interrupted(&self, registers: &Arm64Registers) -> (Option<VirtAddr>, CallerBy) {
+        let link = self.unsigned(registers.words[reg::LR]);
+        let callers = self.linux.place(link.back(1)).is_some();
+        let Some(function) = self.function(registers.pc()) else {
+            // A jump to nowhere: whoever called left its return address in x30.
+            let called = callers && self.call_before(link).is_some();
+            return if called {
+                (Some(link), CallerBy::LinkRegister)
+            } else {
+                (None, CallerBy::Uncertain)
+            };
+        };
+        let at = (registers.pc().0.wrapping_sub(function.start.0) / 4) as usize;
+        match prologue::record_at(&function.code, at) {
+            Some(Record::Own) => (None, CallerBy::Tables),
+            Some(Record::Callers) if callers => (Some(link), CallerBy::LinkRegister),
+            // A call of this very function, directly before the place that x30 leads to.
+            None if callers && self.call_before(link) == Some(Some(function.start)) => {
+                (Some(link), CallerBy::LinkRegister)
+            }
+            _ => (None, CallerBy::Uncertain),
+        }
+    }
+
+    /// The function with `pc` in it, and its code as far as it is in the dump.
+    fn function(&self, pc: VirtAddr) -> Option<Function> {
+        const INSTRUCTION: u64 = 4;
+        /// Where the end of a function is not known (modules), its code is taken to go on so far.
+        const REACH: u64 = 8 << 10;
+        let place = self.linux.place(pc)?;
+        let start = pc.back(place.offset);
+        let end = match self.kernel().image_symbol(pc) {
+            Some(symbol) => symbol.end,
+            None => pc.offset(REACH),
+        };
+        let most = prologue::MAX_CODE as u64 * INSTRUCTION;
+        let length = end.0.saturating_sub(start.0).min(most) as usize;
+        let code = self.kernel().memory().bytes_up_to(start, length);
+        let words = code.chunks_exact(4).filter_map(|word| bytes::u32_at(word, 0));
+        Some(Function { start, code: words.collect() })
+    }
+
+    /// Whether the instruction before `at` is a call, and of what: `bl` says it, `blr` does not.
+    fn call_before(&self, at: VirtAddr) -> Option<Option<VirtAddr>> {
+        let call = at.back(4);
+        let word = self.kernel().memory().u32(call).ok()?;
+        if word >> 26 == 0b10_0101 {
+            let distance = i64::from((word << 6) as i32 >> 6) * 4;
+            return Some(Some(call.offset(distance as u64)));
+        }
+        // blr, and blraa and the like
+        (word & 0xfeff_f000 == 0xd63f_0000).then_some(None)
+    }
+
+    /// A stack whose lowest address is in a per-CPU pointer.
+    fn pointed(&self, symbol: &str, cpu: u32, name: &str) -> Option<Stack> {
+        let at = self.per_cpu(symbol, cpu)?;
+        let start = self.kernel().memory().pointer(at).ok().filter(|start| !start.is_null())?;
+        let end = start.offset(self.linux.thread_size());
+        Some(Stack { name: name.to_owned(), start, end })
+    }
+
+    fn per_cpu(&self, symbol: &str, cpu: u32) -> Option<VirtAddr> {
+        let symbol = self.kernel().symbol(symbol).ok()??;
+        self.linux.percpu().ok()?.address(symbol, cpu)
+    }
+}
+
+/// A function of the kernel.
+struct Function {
+    start: VirtAddr,
+    code: Vec<u32>,
+}
+
+impl Unwinder for Arm64Unwinder<'_, '_> {
+    /// arch/arm64/include/asm/stacktrace.h, 6.12: IRQ and SDEI stacks are as large as a task's, the
+    /// overflow stack has 4 KiB in the per-CPU area itself.
+    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
+        const OVERFLOW_STACK_SIZE: u64 = 4096;
+        let overflow = self.per_cpu("overflow_stack", cpu).map(|start| {
+            let end = start.offset(OVERFLOW_STACK_SIZE);
+            Stack { name: "overflow".to_owned(), start, end }
+        });
+        let pointed = [
+            ("irq_stack_ptr", "IRQ"),
+            ("sdei_stack_normal_ptr", "SDEI normal"),
+            ("sdei_stack_critical_ptr", "SDEI critical"),
+        ];
+        let pointed = pointed.into_iter().filter_map(|(it, name)| self.pointed(it, cpu, name));
+        pointed.chain(overflow).collect()
+    }
+
+    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
+        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
+        let first = match start {
+            Start::Registers(raw) => {
+                let Some(registers) = Arm64Registers::parse(raw) else {
+                    return stuck("its registers are cut short".to_owned());
+                };
+                let sp = registers.sp();
+                match from_exception(registers, sp, sp.back(1)) {
+                    Step::End(end) => return Trace { frames: Vec::new(), end },
+                    Step::To(state, _) => state,
+                }
+            }
+            Start::Task(task) => match self.saved(task) {
+                Ok(state) => state,
+                Err(why) => return stuck(why),
+            },
+        };
+        self.follow(first, stacks)
+    }
+}
+
+impl Arm64Unwinder<'_, '_> {
+    fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
+        let mut frames = Vec::new();
+        let mut state = first;
+        let mut exception = None;
+        let mut climb = Climb::new(stacks);
+        loop {
+            let mut frame = Frame {
+                pc: state.pc,
+                kind: state.kind,
+                at: state.at,
+                exception: exception.take(),
+                caller: CallerBy::Tables,
+            };
+            let step = self.step(&state, &mut frame);
+            // The caller in x30 takes nothing from the stack.
+            let climbs = frame.caller != CallerBy::LinkRegister;
+            frames.push(frame);
+            let (next, from) = match step {
+                Ok(Step::To(next, from)) => (next, from),
+                Ok(Step::End(end)) => return Trace { frames, end },
+                Err(why) => return Trace { frames, end: End::Stuck(why) },
+            };
+            let why = if frames.len() >= MAX_FRAMES {
+                Some("there are more frames than a stack can hold".to_owned())
+            } else {
+                let objection = climbs.then(|| climb.objection(state.used, next.used)).flatten();
+                objection.or_else(|| self.no_text(&next))
+            };
+            if let Some(why) = why {
+                return Trace { frames, end: End::Stuck(why) };
+            }
+            (state, exception) = (next, from);
+        }
+    }
+
+    /// What speaks against the address of `next`.
+    fn no_text(&self, next: &State) -> Option<String> {
+        // BPF programs and trampolines have no symbols, but keep frame records.
+        let mapped = || self.kernel().memory().translate(next.pc).is_ok();
+        let code = self.linux.place(next.pc.back(1)).is_some() || mapped();
+        if next.kind == FrameKind::ReturnAddress && !code {
+            return Some(format!("{:#x} is not an address of the kernel's text", next.pc));
+        }
+        None
+    }
+}
