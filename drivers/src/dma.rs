@@ -201,7 +201,9 @@ pub(crate) mod tests {
         let to_pointer = base.as_ptr() as u64 - PHYSICAL;
         // SAFETY: leaked, so the memory is the pool's for ever, and nobody takes the physical
         // addresses for anything but what they are.
-        let pool = unsafe { DmaPool::new(base, size, 0u64.wrapping_sub(to_pointer)) };
+        let pool = unsafe {
+            DmaPool::new(base, size, 0u64.wrapping_sub(to_pointer), || fence(Ordering::SeqCst))
+        };
         (Box::leak(Box::new(pool)), to_pointer)
     }
 
