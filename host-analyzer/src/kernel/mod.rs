@@ -48,6 +48,7 @@ const COMMON_SYMBOLS: &[&str] = &[
     "cea_exception_stacks",
     "crash_notes",
     "crashing_cpu",
+    "efi_rt_stack_top",
     "hardirq_stack_ptr",
     "init_task",
     "irq_stack_ptr",
@@ -213,7 +214,7 @@ impl<'d> Kernel<'d> {
     }
 
     /// The address of the symbol called `name`, if there is one: from the kernel's own table; when
-    /// that one has functions only, from vmlinux, or found by other data ([`hidden`]).
+    /// that one has functions only, from vmlinux, or found by other data.
     ///
     /// # Errors
     /// [`Error::NoSymbols`] when there is no symbol table at all.
