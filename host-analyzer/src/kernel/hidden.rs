@@ -146,3 +146,121 @@ fn module_list(kernel: &Kernel<'_>) -> Option<VirtAddr> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{EM_X86_64, FakeMemory, btf, put_symbols, symbol_lines, with_kernel};
+
+    const BASE: u64 = 0xffff_ffff_8100_0000;
+    const TABLES: u64 = 0xc000;
+    const EXPORTS: u64 = 0x2000;
+    const NAMES: u64 = 0x3000;
+    const HEAD: u64 = 0x4000;
+    /// struct module of the only module; its list_head is the second member.
+    const MODULE: u64 = 0x5000;
+    const TYPES: u64 = 0x10000;
+
+    /// A kernel with one function in its symbol table.
+    fn world() -> FakeMemory {
+        let mut memory = FakeMemory::new(0x40000);
+        memory.mapped(BASE, TABLES);
+        put_symbols(&mut memory, BASE, &[(BASE, "T_stext"), (BASE + 0x100, "tfunction")]);
+        let exports = [("cpu_number", 0x8008u64), ("init_task", 0x9000), ("init_uts_ns", 0x6000)];
+        for (index, (name, value)) in exports.into_iter().enumerate() {
+            let (at, text) = (EXPORTS + index as u64 * 12, NAMES + index as u64 * 16);
+            memory.put(at, &((value - at) as u32).to_le_bytes());
+            memory.put(at + 4, &((text - at - 4) as u32).to_le_bytes());
+            memory.put(text, name.as_bytes());
+        }
+        memory.put_u64(HEAD, BASE + MODULE + 8);
+        memory.put_u64(HEAD + 8, BASE + MODULE + 8);
+        memory.put_u64(MODULE + 8, BASE + HEAD);
+        memory.put_u64(MODULE + 16, BASE + HEAD);
+        memory.put_u64(MODULE + 32, BASE + MODULE);
+        memory.put(TYPES, &types());
+        memory
+    }
+
+    /// struct module, and two variables of 4 and 8 bytes in `.data..percpu`. A kernel's types are
+    /// never as few as these: the strings are filled up with zeros.
+    fn types() -> Vec<u8> {
+        let module: &[_] = &[("list", 8, None), ("mkobj", 32, Some("kobject"))];
+        let mut blob = btf(&[
+            ("kobject", 8, &[("mod", 0, None)]),
+            ("module", 64, module),
+            ("cpu_number", 4, &[]),
+            ("runqueues", 8, &[]),
+            (".data..percpu", 8, &[]),
+        ]);
+        let length = bytes::u32_at(&blob, 12).unwrap() as usize;
+        let strings = blob.split_off(24 + length);
+        let text = |name: &str| memchr::memmem::find(&strings, name.as_bytes()).unwrap() as u32;
+        // Types 7 and 8 are the variables, of type 1; type 9 is the section.
+        let words = [
+            [text("cpu_number"), 14 << 24, 1, 0],
+            [text("runqueues"), 14 << 24, 1, 0],
+            [text(".data..percpu"), 15 << 24 | 2, 0x20, 7],
+            [8, 4, 8, 0x10],
+            [8, 0, 0, 0],
+        ];
+        blob.extend(words.concat()[..17].iter().flat_map(|word| word.to_le_bytes()));
+        let types = (blob.len() - 24) as u32;
+        for (at, value) in [(12, types), (16, types), (20, 0x10000)] {
+            blob[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        blob.extend_from_slice(&strings);
+        blob.resize(24 + types as usize + 0x10000, 0);
+        blob
+    }
+
+    fn found(memory: &FakeMemory, name: &str) -> Option<u64> {
+        let phys_base = -0x100_0000;
+        let lines = format!(
+            "SYMBOL(swapper_pg_dir)={:x}\nNUMBER(phys_base)={phys_base}\nSYMBOL(init_uts_ns)={:x}\n",
+            BASE + TABLES,
+            BASE + 0x6000
+        );
+        with_kernel(memory, EM_X86_64, &(lines + &symbol_lines(BASE)), |kernel| {
+            kernel.symbol(name).unwrap().map(|at| at.0 - BASE)
+        })
+    }
+
+    #[test]
+    fn exported_variables_are_found() {
+        assert_eq!(found(&world(), "init_task"), Some(0x9000));
+        assert_eq!(found(&world(), "function"), Some(0x100));
+        assert_eq!(found(&world(), "panic_cpu"), None);
+    }
+
+    #[test]
+    fn types_are_found_by_their_header() {
+        assert_eq!(found(&world(), "__start_BTF"), Some(TYPES));
+        let length = types().len() as u64;
+        assert_eq!(found(&world(), "__stop_BTF"), Some(TYPES + length));
+    }
+
+    #[test]
+    fn per_cpu_variables_lie_where_an_exported_one_says() {
+        // cpu_number is exported at 0x8008, and is 8 bytes into the section.
+        assert_eq!(found(&world(), "runqueues"), Some(0x8010));
+    }
+
+    #[test]
+    fn list_of_modules_is_found_by_a_module_that_points_to_itself() {
+        assert_eq!(found(&world(), "modules"), Some(HEAD));
+        let mut other = world();
+        other.put_u64(MODULE + 32, BASE + 0x7000);
+        assert_eq!(found(&other, "modules"), None);
+    }
+
+    #[test]
+    fn damaged_tables_are_not_found_and_do_no_harm() {
+        let mut memory = world();
+        memory.put(TYPES + 12, &u32::MAX.to_le_bytes());
+        memory.put(EXPORTS + 28, &[0xff; 4]);
+        for name in ["__start_BTF", "runqueues", "modules", "init_task"] {
+            assert_eq!(found(&memory, name), None, "{name}");
+        }
+    }
+}

@@ -48,6 +48,7 @@ const COMMON_SYMBOLS: &[&str] = &[
     "cea_exception_stacks",
     "crash_notes",
     "crashing_cpu",
+    "efi_rt_stack_top",
     "hardirq_stack_ptr",
     "init_task",
     "irq_stack_ptr",
@@ -58,6 +59,8 @@ const COMMON_SYMBOLS: &[&str] = &[
     "pcpu_hot",
     "prb",
     "runqueues",
+    "sdei_stack_critical_ptr",
+    "sdei_stack_normal_ptr",
     "__cpu_online_mask",
     "__cpu_present_mask",
     "avenrun",
@@ -75,6 +78,7 @@ pub struct Kernel<'d> {
     memory: VirtualMemory<'d>,
     symbols: OnceCell<Box<dyn Symbols + 'd>>,
     found: RefCell<HashMap<String, Option<VirtAddr>>>,
+    unlisted: RefCell<HashMap<String, Option<VirtAddr>>>,
     hidden: Hidden,
     vmlinux_symbols: OnceCell<Option<ElfSymbols<'d>>>,
     image: OnceCell<(VirtAddr, VirtAddr)>,
@@ -105,6 +109,7 @@ impl<'d> Kernel<'d> {
             info,
             symbols: OnceCell::new(),
             found: RefCell::default(),
+            unlisted: RefCell::default(),
             hidden: Hidden::default(),
             vmlinux_symbols: OnceCell::new(),
             image: OnceCell::new(),
@@ -209,7 +214,7 @@ impl<'d> Kernel<'d> {
     }
 
     /// The address of the symbol called `name`, if there is one: from the kernel's own table; when
-    /// that one has functions only, from vmlinux, or found by other data ([`hidden`]).
+    /// that one has functions only, from vmlinux, or found by other data.
     ///
     /// # Errors
     /// [`Error::NoSymbols`] when there is no symbol table at all.
@@ -218,10 +223,19 @@ impl<'d> Kernel<'d> {
         if listed.is_some() || !self.has_functions_only()? {
             return Ok(listed);
         }
+        if let Some(&address) = self.unlisted.borrow().get(name) {
+            return Ok(address);
+        }
+        let address = self.unlisted_symbol(name);
+        self.unlisted.borrow_mut().insert(name.to_owned(), address);
+        Ok(address)
+    }
+
+    fn unlisted_symbol(&self, name: &str) -> Option<VirtAddr> {
         let moved = self.info.kernel_offset();
         let symbols = self.vmlinux_symbols.get_or_init(|| self.vmlinux?.symbols(moved));
         let from_file = symbols.as_ref().and_then(|it| it.find(&[name]).get(name).copied());
-        Ok(from_file.or_else(|| self.hidden.find(self, name)))
+        from_file.or_else(|| self.hidden.find(self, name))
     }
 
     /// Whether the kernel's table has no data symbols (CONFIG_KALLSYMS_ALL is off).

@@ -3,14 +3,15 @@
 use crate::kernel::Kernel;
 use crate::{Error, ReadContext, VirtAddr, bytes};
 
-/// More CPUs than any kernel is built for (NR_CPUS of x86_64 is at most 8192).
+/// More CPUs than any kernel is built for (NR_CPUS of x86_64 is at most 8192, of arm64 4096).
 const MAX_CPUS: u32 = 8192;
 
 /// The per-CPU areas and which CPUs there were.
 #[derive(Clone, Debug)]
 pub struct PerCpu {
     offsets: Vec<u64>,
-    /// CPUs that ran. A panic without kdump takes all but its own out of this.
+    /// CPUs that ran. A panic without kdump takes all but its own out of this; on arm64 (6.12) one
+    /// with kdump does so too.
     pub online: Vec<u32>,
     /// CPUs that the machine had.
     pub present: Vec<u32>,

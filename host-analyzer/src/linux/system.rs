@@ -129,7 +129,7 @@ impl Linux<'_, '_> {
     }
 
     /// How many CPUs ran: those online, or those that saved registers when stopping them took them
-    /// out of the mask (arm64 from 6.8 on).
+    /// out of the mask (arm64, 6.12).
     ///
     /// # Errors
     /// Those of [`Linux::percpu`].

@@ -374,6 +374,14 @@ impl Arm64Unwinder<'_, '_> {
         (word & 0xfeff_f000 == 0xd63f_0000).then_some(None)
     }
 
+    /// The stack on which the firmware's runtime services are called; there is one (6.3 on).
+    fn firmware_stack(&self) -> Option<Stack> {
+        let pointer = self.kernel().symbol("efi_rt_stack_top").ok()??;
+        let end = self.kernel().memory().pointer(pointer).ok().filter(|end| !end.is_null())?;
+        let start = end.back(self.linux.thread_size());
+        Some(Stack { name: "EFI".to_owned(), start, end })
+    }
+
     /// A stack whose lowest address is in a per-CPU pointer.
     fn pointed(&self, symbol: &str, cpu: u32, name: &str) -> Option<Stack> {
         let at = self.per_cpu(symbol, cpu)?;
@@ -395,7 +403,7 @@ struct Function {
 }
 
 impl Unwinder for Arm64Unwinder<'_, '_> {
-    /// arch/arm64/include/asm/stacktrace.h, 6.12: IRQ and SDEI stacks are as large as a task's, the
+    /// arch/arm64/include/asm/stacktrace.h, 6.12: IRQ, SDEI and EFI stacks are as large as a task's, the
     /// overflow stack has 4 KiB in the per-CPU area itself.
     fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
         const OVERFLOW_STACK_SIZE: u64 = 4096;
@@ -409,7 +417,7 @@ impl Unwinder for Arm64Unwinder<'_, '_> {
             ("sdei_stack_critical_ptr", "SDEI critical"),
         ];
         let pointed = pointed.into_iter().filter_map(|(it, name)| self.pointed(it, cpu, name));
-        pointed.chain(overflow).collect()
+        pointed.chain(overflow).chain(self.firmware_stack()).collect()
     }
 
     fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {

@@ -131,7 +131,7 @@ pub enum Start<'a> {
 ///
 /// Frames come innermost first, each function that was interrupted with the registers that the
 /// exception saved. A trace always ends: every step climbs a stack or changes to one that was not
-/// left before ([`Climb`]), and there are at most [`MAX_FRAMES`].
+/// left before, and there are at most [`MAX_FRAMES`].
 pub trait Unwinder {
     /// The stacks of a CPU, besides those of tasks. Those that cannot be found are left out.
     fn cpu_stacks(&self, cpu: u32) -> Vec<Stack>;

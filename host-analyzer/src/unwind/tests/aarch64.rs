@@ -134,9 +134,7 @@ impl World {
             if self.signs { MASK } else { 0 },
         );
         let info = info + &symbol_lines(BASE);
-        with_unwinder(&self.memory, EM_AARCH64, 0, &info, |unwinder| {
-            unwinder.unwind(start, &stacks())
-        })
+        with_unwinder(&self.memory, EM_AARCH64, &info, |unwinder| unwinder.unwind(start, &stacks()))
     }
 }
 

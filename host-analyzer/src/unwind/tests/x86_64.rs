@@ -110,7 +110,7 @@ impl World {
             BASE + TABLES,
             -0x100_0000
         );
-        with_unwinder(&self.memory, EM_X86_64, 0, &(info + &symbol_lines(BASE)), run)
+        with_unwinder(&self.memory, EM_X86_64, &(info + &symbol_lines(BASE)), run)
     }
 }
 
