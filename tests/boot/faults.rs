@@ -27,10 +27,11 @@ const UNREADABLE: &str = " cannot be read; it is zeros in the dump";
 #[test]
 fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     // Long enough a dump that some of the checks hit while a page is read: about one in ten does.
-    let scenario = Scenario { cpus: 1, memory_mib: 2048, ..Scenario::default() };
+    let bench = bench("x86_64")?;
+    let scenario = Scenario { cpus: 1, memory_mib: 2048, ..bench.scenario() };
     let directory = directory("faults/machine-check")?;
-    let disk = bench()?.reserved_disk(&scenario, &directory, "disk.img")?;
-    let mut vm = bench()?.guest().boot(&scenario, vec![disk.clone()], &directory)?;
+    let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
+    let mut vm = bench.guest().boot(&scenario, vec![disk.clone()], &directory)?;
     vm.expect(&["tinykdump: writing"], DUMP)?;
     let give_up = Instant::now() + DUMP;
     while !vm.console.text().contains(UNREADABLE) && Instant::now() < give_up {
@@ -47,7 +48,7 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     let page = before.rsplit("0x").next().context("no address")?;
     let page = u64::from_str_radix(page, 16)?;
     // Saving verifies every checksum.
-    let dump = bench()?.loader.save(&disk.image, &directory)?;
+    let dump = bench.loader.save(&disk.image, &directory)?;
     ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
     std::fs::remove_file(&dump)?;
     std::fs::remove_file(&disk.image)?;

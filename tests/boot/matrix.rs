@@ -1,18 +1,20 @@
-//! Debian 6.1, 512 MB, 2 CPUs: both system calls of kexec, four and five levels of page tables,
-//! with and without KASLR. One boot each, and everything that must be true of its dump.
+//! Debian kernels, 512 MB, 2 CPUs. On x86_64 both system calls of kexec, four and five levels of page
+//! tables, with and without KASLR. On aarch64 the machines of targets/aarch64.toml, which together
+//! with the kernel meet in every pair. One boot each, and everything that must be true of its dump.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::core_file::CoreFile;
-use tests::crash::{Dumped, analyzer, bench, once, vmlinux};
+use tests::crash::{Dumped, analyzer, bench, once};
 use tests::peers;
 use tests::trace::{self, Frame, from_crash, listing};
-use xtask::guest::{PageTables, Scenario, Syscall};
+use xtask::guest::Scenario;
+use xtask::target::Syscall::{FileLoad, Load};
 
 macro_rules! matrix {
-    ($($name:ident: $syscall:ident, $page_tables:ident, kaslr $kaslr:literal;)*) => {
+    ($($name:ident: $arch:ident { $($field:ident: $value:expr),* };)*) => {
         /// All of them.
         fn all_dumped() -> Result<Vec<&'static Dumped>> {
             [$($name::dumped),*].into_iter().map(|dumped| dumped()).collect()
@@ -24,13 +26,9 @@ macro_rules! matrix {
             pub fn dumped() -> Result<&'static Dumped> {
                 static DUMPED: OnceLock<Result<Dumped, String>> = OnceLock::new();
                 once(&DUMPED, || {
-                    let scenario = Scenario {
-                        syscall: Syscall::$syscall,
-                        page_tables: PageTables::$page_tables,
-                        kaslr: $kaslr,
-                        ..Scenario::default()
-                    };
-                    Dumped::new(concat!("matrix/", stringify!($name)), &scenario)
+                    let bench = bench(stringify!($arch))?;
+                    let scenario = Scenario { $($field: $value.into(),)* ..bench.scenario() };
+                    Dumped::new(bench, concat!("matrix/", stringify!($name)), scenario)
                 })
             }
 
@@ -60,39 +58,103 @@ macro_rules! matrix {
             }
 
             #[test]
-            fn makedumpfile_filters_and_compresses_it() -> Result<()> {
-                peers::makedumpfile(&bench()?.fixtures, &dumped()?.dump)
-            }
-
-            #[test]
-            fn gdb_reads_it() -> Result<()> {
-                peers::gdb(&bench()?.fixtures, &dumped()?.dump)
-            }
-
-            #[test]
-            fn crash_9_shows_the_backtrace_that_the_kernel_printed() -> Result<()> {
-                super::crash_9_shows_the_backtrace_that_the_kernel_printed(dumped()?)
+            fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees() -> Result<()> {
+                super::stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped()?)
             }
         })*
     };
 }
 
 matrix! {
-    load_with_four_levels: Load, FourLevel, kaslr true;
-    load_with_four_levels_and_no_kaslr: Load, FourLevel, kaslr false;
-    load_with_five_levels: Load, FiveLevel, kaslr true;
-    load_with_five_levels_and_no_kaslr: Load, FiveLevel, kaslr false;
-    file_load_with_four_levels: FileLoad, FourLevel, kaslr true;
-    file_load_with_four_levels_and_no_kaslr: FileLoad, FourLevel, kaslr false;
-    file_load_with_five_levels: FileLoad, FiveLevel, kaslr true;
-    file_load_with_five_levels_and_no_kaslr: FileLoad, FiveLevel, kaslr false;
+    load_with_four_levels: x86_64 { syscall: Load, machine: "four-level" };
+    load_with_four_levels_and_no_kaslr: x86_64 { syscall: Load, machine: "four-level", kaslr: false };
+    load_with_five_levels: x86_64 { syscall: Load };
+    load_with_five_levels_and_no_kaslr: x86_64 { syscall: Load, kaslr: false };
+    file_load_with_four_levels: x86_64 { syscall: FileLoad, machine: "four-level" };
+    file_load_with_four_levels_and_no_kaslr: x86_64 {
+        syscall: FileLoad, machine: "four-level", kaslr: false
+    };
+    file_load_with_five_levels: x86_64 { syscall: FileLoad };
+    file_load_with_five_levels_and_no_kaslr: x86_64 { syscall: FileLoad, kaslr: false };
+
+    arm64_6_1_a72_el1_gic2_mmio1: aarch64 { kernel: "6_1", machine: "a72-el1-gic2-mmio1" };
+    arm64_6_1_max_el1_gic3_mmio2: aarch64 { kernel: "6_1", machine: "max-el1-gic3-mmio2" };
+    arm64_6_1_a72_el2_gic3_pci_uefi: aarch64 { kernel: "6_1", machine: "a72-el2-gic3-pci-uefi" };
+    arm64_6_1_max_pac_el2_gic2_pci: aarch64 { kernel: "6_1", machine: "max-pac-el2-gic2-pci" };
+    arm64_6_12_a72_el2_gic2_mmio2: aarch64 { kernel: "6_12", machine: "a72-el2-gic2-mmio2" };
+    arm64_6_12_max_el2_gic3_mmio1: aarch64 { kernel: "6_12", machine: "max-el2-gic3-mmio1" };
+    arm64_6_12_max_el1_gic2_pci_uefi: aarch64 { kernel: "6_12", machine: "max-el1-gic2-pci-uefi" };
+    arm64_6_12_max_pac_el1_gic3_pci: aarch64 {
+        kernel: "6_12", machine: "max-pac-el1-gic3-pci", kaslr: false
+    };
+}
+
+/// Readers that know no architecture but the one that they were built for.
+macro_rules! readers_of_their_own_architecture {
+    ($($name:ident),* $(,)?) => {
+        mod readers_of_their_own_architecture {
+            $(mod $name {
+                use super::super::*;
+
+                #[test]
+                fn makedumpfile_filters_and_compresses_it() -> Result<()> {
+                    let dumped = $name::dumped()?;
+                    peers::makedumpfile(&dumped.bench.fixtures, &dumped.dump)
+                }
+
+                #[test]
+                fn gdb_reads_it() -> Result<()> {
+                    let dumped = $name::dumped()?;
+                    peers::gdb(&dumped.bench.fixtures, &dumped.dump)
+                }
+
+                #[test]
+                fn crash_9_shows_the_backtrace_that_the_kernel_printed() -> Result<()> {
+                    let dumped = $name::dumped()?;
+                    super::super::crash_9_shows_the_backtrace_that_the_kernel_printed(dumped)
+                }
+            })*
+        }
+    };
+}
+
+readers_of_their_own_architecture! {
+    load_with_four_levels,
+    load_with_four_levels_and_no_kaslr,
+    load_with_five_levels,
+    load_with_five_levels_and_no_kaslr,
+    file_load_with_four_levels,
+    file_load_with_four_levels_and_no_kaslr,
+    file_load_with_five_levels,
+    file_load_with_five_levels_and_no_kaslr,
+}
+
+/// Conventional kdump fails on this kernel with these kexec-tools: without CONFIG_KALLSYMS_ALL they
+/// do not find `_text`, and describe the kernel's image with a header whose end lies beyond the
+/// address space.
+#[test]
+fn kexec_tools_of_debian_6_1_writes_a_garbage_kernel_text_header_and_our_dump_is_right()
+-> Result<()> {
+    let dumped = arm64_6_1_a72_el1_gic2_mmio1::dumped()?;
+    let dropped = dumped.crashed.expect_payload_line("dropped (address 0xffffffffffffffff")?;
+    ensure!(dropped.starts_with("program header "), "{dropped}");
+    dumped.crashed.expect_payload_line("kernel image mapping taken from VMCOREINFO")?;
+    dump_is_complete_and_the_machine_reboots_by_itself(dumped)?;
+    every_byte_is_what_qemu_reads(dumped)?;
+    // The mapping is the right one: drgn reads the kernel's data through it.
+    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    ensure!(log.contains("Kernel panic - not syncing"), "no panic in the log:\n{log}");
+    Ok(())
 }
 
 fn dump_is_complete_and_the_machine_reboots_by_itself(dumped: &Dumped) -> Result<()> {
     let crashed = &dumped.crashed;
     ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
     let pages = crashed.expect_payload_line("pages read")?;
-    ensure!(pages.contains(" 0 unreadable, 0 headers dropped"), "{pages}");
+    // The one that kexec-tools makes of Debian 6.1 for arm64; see the test about it.
+    let garbage = dumped.bench.target.arch == "aarch64" && dumped.scenario.kernel == "6_1";
+    let headers = u32::from(garbage);
+    ensure!(pages.contains(&format!(" 0 unreadable, {headers} headers dropped")), "{pages}");
     let figures = crashed.expect_payload_line("first block after")?;
     for figure in [" ms, complete after ", " MB/s, ", " KiB of memory used"] {
         ensure!(figures.contains(figure), "no {figure:?} in {figures:?}");
@@ -136,9 +198,14 @@ fn first_block(dumped: &Dumped) -> Result<Duration> {
 }
 
 fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
-    let printed = trace::of_kernel(&peers::kernel_log(&bench()?.fixtures, &dumped.dump)?)?;
-    let ours = backtrace(dumped, true)?;
-    same(&listing(from_crash(&ours)?), &listing(from_crash(&printed)?), "the kernel printed")
+    let ours = backtrace(dumped, false)?;
+    same(&listing(from_crash(&ours)?), &listing(&printed_by_kernel(dumped)?), "the kernel printed")
+}
+
+/// What the kernel said on its console, from the function that crashes on purpose on.
+fn printed_by_kernel(dumped: &Dumped) -> Result<Vec<Frame>> {
+    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    Ok(from_crash(&trace::of_kernel(&log)?)?.to_vec())
 }
 
 fn backtrace_without_vmlinux_has_the_same_functions_and_offsets(dumped: &Dumped) -> Result<()> {
@@ -150,10 +217,26 @@ fn backtrace_without_vmlinux_has_the_same_functions_and_offsets(dumped: &Dumped)
 
 fn backtrace_is_the_one_that_drgn_sees(dumped: &Dumped) -> Result<()> {
     let ours = backtrace(dumped, true)?;
-    let theirs = peers::drgn(&bench()?.fixtures, &dumped.dump, vmlinux()?)?;
+    let theirs = peers::drgn(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
     let agree = ours.len() == theirs.len()
         && ours.iter().zip(&theirs).all(|(ours, theirs)| same_function(ours, theirs));
     ensure!(agree, "host-analyzer:\n{ours:#x?}\ndrgn:\n{theirs:#x?}");
+    Ok(())
+}
+
+/// Function by function and address by address, and no vmlinux for ours.
+fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped: &Dumped) -> Result<()> {
+    let text = analyzer()?.run(&["bt", "--all-tasks"], &dumped.dump, None)?;
+    let ours = trace::of_analyzer_by_task(&text)?;
+    let theirs = peers::drgn_sleeping(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    ensure!(theirs.len() > 20, "drgn sees only {} sleeping tasks", theirs.len());
+    for (task, theirs) in theirs {
+        let ours = ours.get(&task).with_context(|| format!("no task at {task:#x} in\n{text}"))?;
+        let theirs: Vec<Frame> = theirs.into_iter().filter(|frame| !frame.inlined).collect();
+        let agree = ours.len() == theirs.len()
+            && ours.iter().zip(&theirs).all(|(ours, theirs)| same_function(ours, theirs));
+        ensure!(agree, "task {task:#x}, host-analyzer:\n{ours:#x?}\ndrgn:\n{theirs:#x?}");
+    }
     Ok(())
 }
 
@@ -168,17 +251,16 @@ fn same_function(ours: &Frame, theirs: &Frame) -> bool {
 }
 
 fn crash_9_shows_the_backtrace_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
-    let printed = trace::of_kernel(&peers::kernel_log(&bench()?.fixtures, &dumped.dump)?)?;
-    let printed: Vec<String> =
-        from_crash(&printed)?.iter().map(|frame| frame.function.clone()).collect();
-    let crash = peers::crash(&bench()?.fixtures, &dumped.dump, vmlinux()?)?;
+    let printed = printed_by_kernel(dumped)?;
+    let printed: Vec<String> = printed.into_iter().map(|frame| frame.function).collect();
+    let crash = peers::crash(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
     let from = crash.iter().position(|function| *function == printed[0]).unwrap_or(0);
     same(&crash[from..], &printed, "the kernel printed")
 }
 
 fn backtrace(dumped: &Dumped, with_vmlinux: bool) -> Result<Vec<Frame>> {
-    let vmlinux = if with_vmlinux { Some(vmlinux()?) } else { None };
-    trace::of_analyzer(&analyzer()?.run("bt", &dumped.dump, vmlinux)?)
+    let vmlinux = with_vmlinux.then_some(dumped.vmlinux.as_path());
+    trace::of_analyzer(&analyzer()?.run(&["bt"], &dumped.dump, vmlinux)?)
 }
 
 fn same(ours: &[String], theirs: &[String], who: &str) -> Result<()> {

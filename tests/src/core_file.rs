@@ -12,6 +12,9 @@ use xtask::qemu::Vm;
 /// Program headers and notes lie in the first part of the file.
 const HEAD: u64 = 1 << 20;
 
+/// Bytes of one piece of a sample.
+const SAMPLE: u64 = 16 << 20;
+
 /// Bytes compared at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -86,17 +89,40 @@ impl CoreFile {
     /// # Errors
     /// When something cannot be read.
     pub fn differences_to(&self, vm: &mut Vm, directory: &Path) -> Result<Vec<String>> {
+        self.differences_in(self.loads().cloned(), vm, directory)
+    }
+
+    /// The same for a sample: of every 256 MiB of a PT_LOAD the first 16, and its last 16 MiB.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn sampled_differences_to(&self, vm: &mut Vm, directory: &Path) -> Result<Vec<String>> {
+        let pieces = self.loads().flat_map(|load| {
+            let starts = (0..load.p_filesz).step_by(256 << 20);
+            let last = load.p_filesz.saturating_sub(SAMPLE);
+            starts.chain([last]).map(|at| part(load, at, SAMPLE)).collect::<Vec<_>>()
+        });
+        self.differences_in(pieces, vm, directory)
+    }
+
+    fn differences_in(
+        &self,
+        pieces: impl Iterator<Item = ProgramHeader>,
+        vm: &mut Vm,
+        directory: &Path,
+    ) -> Result<Vec<String>> {
         let mut differences = Vec::new();
         let memory = directory.join("memory");
-        for header in self.loads() {
-            vm.save_memory(header.p_paddr, header.p_filesz, &memory)?;
-            let first = self.first_difference(header, &memory)?;
+        for piece in pieces.filter(|piece| piece.p_filesz > 0) {
+            vm.save_memory(piece.p_paddr, piece.p_filesz, &memory)?;
+            let first = self.first_difference(&piece, &memory)?;
             std::fs::remove_file(&memory)?;
             if let Some((count, at)) = first {
                 differences.push(format!(
-                    "PT_LOAD at {:#x}: {count} bytes differ, the first at {:#x}",
-                    header.p_paddr,
-                    header.p_paddr + at
+                    "{:#x} bytes at {:#x}: {count} differ, the first at {:#x}",
+                    piece.p_filesz,
+                    piece.p_paddr,
+                    piece.p_paddr + at
                 ));
             }
         }
@@ -129,6 +155,16 @@ impl CoreFile {
             at += size as u64;
         }
         Ok(first.map(|first| (count, first)))
+    }
+}
+
+/// At most `size` bytes of `load` from the offset `at` on, as a header of their own.
+fn part(load: &ProgramHeader, at: u64, size: u64) -> ProgramHeader {
+    ProgramHeader {
+        p_offset: load.p_offset + at,
+        p_paddr: load.p_paddr + at,
+        p_filesz: size.min(load.p_filesz - at),
+        ..load.clone()
     }
 }
 

@@ -1,12 +1,12 @@
 //! Guests that crash, and what they leave behind.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use xtask::dump::{DUMP, Workbench};
-use xtask::fixtures::DebugInfo;
 use xtask::guest::Scenario;
 use xtask::programs::{Analyzer, Profile};
 use xtask::qemu::{Disk, Line, Vm};
@@ -14,21 +14,33 @@ use xtask::workspace;
 
 use crate::core_file::CoreFile;
 
-/// Kernel with vmlinux, tools, payload and loader, made by whichever test comes first.
+/// Tools, payload and loader for the architecture `arch`, made by whichever test comes first.
 ///
 /// # Errors
 /// When something cannot be fetched or does not build: the same for every test that asks.
-pub fn bench() -> Result<&'static Workbench> {
-    static BENCH: OnceLock<Result<Workbench, String>> = OnceLock::new();
-    once(&BENCH, || Workbench::new("x86_64", DebugInfo::Yes))
+pub fn bench(arch: &'static str) -> Result<&'static Workbench> {
+    type Benches = BTreeMap<&'static str, Result<&'static Workbench, String>>;
+    static BENCHES: Mutex<Benches> = Mutex::new(BTreeMap::new());
+    let mut benches = BENCHES.lock().unwrap_or_else(PoisonError::into_inner);
+    let bench = benches.entry(arch).or_insert_with(|| match Workbench::new(arch) {
+        Ok(bench) => Ok(Box::leak(Box::new(bench))),
+        Err(error) => Err(format!("{error:?}")),
+    });
+    bench.clone().map_err(|error| anyhow!("{error}"))
 }
 
-/// The vmlinux of the kernel that [`bench`] crashes.
-///
-/// # Errors
-/// When it was not fetched.
-pub fn vmlinux() -> Result<&'static Path> {
-    bench()?.kernel.vmlinux.as_deref().context("no vmlinux was fetched")
+/// Makes each story, a function that takes the architecture's name, a test on every architecture
+/// that it is listed for.
+#[macro_export]
+macro_rules! stories {
+    ($($arch:ident: $($story:ident),* $(,)?;)*) => {
+        $(mod $arch {
+            $(#[test]
+            fn $story() -> anyhow::Result<()> {
+                super::$story(stringify!($arch))
+            })*
+        })*
+    };
 }
 
 /// The analyzer under test, built by whichever test comes first.
@@ -50,7 +62,7 @@ pub fn once<T>(
 ) -> Result<&'static T> {
     cell.get_or_init(|| make().map_err(|error| format!("{error:?}")))
         .as_ref()
-        .map_err(|error| anyhow::anyhow!("{error}"))
+        .map_err(|error| anyhow!("{error}"))
 }
 
 /// An empty directory for the test `name`, in which it leaves its logs.
@@ -137,6 +149,12 @@ impl Crashed {
 
 /// A guest that crashed and left a complete dump.
 pub struct Dumped {
+    /// What made it.
+    pub bench: &'static Workbench,
+    /// How.
+    pub scenario: Scenario,
+    /// The vmlinux of the kernel that crashed.
+    pub vmlinux: PathBuf,
     /// The guest's last words and end.
     pub crashed: Crashed,
     /// What differs between the dump and the memory that QEMU read; empty when nothing does.
@@ -151,12 +169,13 @@ impl Dumped {
     ///
     /// # Errors
     /// When there is no complete dump.
-    pub fn new(name: &str, scenario: &Scenario) -> Result<Dumped> {
-        let bench = bench()?;
+    pub fn new(bench: &'static Workbench, name: &str, scenario: Scenario) -> Result<Dumped> {
+        // Before the boot: fetching it may bring a newer kernel too.
+        let vmlinux = bench.vmlinux(&scenario)?;
         let directory = directory(name)?;
-        let disk = bench.reserved_disk(scenario, &directory, "disk.img")?;
+        let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
         let mut differences = Vec::new();
-        let crashed = Crashed::new(bench, scenario, vec![disk.clone()], &directory, |vm| {
+        let crashed = Crashed::new(bench, &scenario, vec![disk.clone()], &directory, |vm| {
             // The core lies at the start of the area.
             let core = CoreFile::open(&disk.image)?;
             differences = core.differences_to(vm, &directory)?;
@@ -167,7 +186,7 @@ impl Dumped {
         }
         let dump = bench.loader.save(&disk.image, &directory)?;
         std::fs::remove_file(&disk.image)?;
-        Ok(Dumped { crashed, differences, dump })
+        Ok(Dumped { bench, scenario, vmlinux, crashed, differences, dump })
     }
 }
 
@@ -177,8 +196,12 @@ impl Dumped {
 ///
 /// # Errors
 /// When one of these is not so.
-pub fn refused(name: &str, scenario: &Scenario, disks: Vec<Disk>) -> Result<Crashed> {
-    let bench = bench()?;
+pub fn refused(
+    bench: &Workbench,
+    name: &str,
+    scenario: &Scenario,
+    disks: Vec<Disk>,
+) -> Result<Crashed> {
     let directory = directory(&format!("{name}/run"))?;
     let before = disks.iter().map(|disk| std::fs::read(&disk.image)).collect::<Result<Vec<_>, _>>();
     let before = before.context("cannot read a disk image")?;

@@ -1,25 +1,44 @@
 //! Other people's readers of dumps: what they make of ours.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use xtask::fixtures::Fixtures;
 use xtask::process;
 
 use crate::core_file::CoreFile;
 use crate::trace::Frame;
 
-/// Prints the crashed thread's frames as JSON.
-const DRGN_SCRIPT: &str = "\
+/// Opens the dump; what follows prints JSON.
+const DRGN_OPEN: &str = "\
 import sys, json, drgn
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.cpumask import for_each_online_cpu
+from drgn.helpers.linux.printk import get_dmesg
 program = drgn.Program()
 program.set_core_dump(sys.argv[1])
 program.load_debug_info([sys.argv[2]])
-trace = program.crashed_thread().stack_trace()
-print(json.dumps([dict(name=f.name, pc=f.pc, inlined=f.is_inline) for f in trace]))
+def frames(trace):
+    return [dict(name=f.name, pc=f.pc, inlined=f.is_inline) for f in trace]
 ";
+
+/// The crashed thread's frames.
+const DRGN_CRASHED: &str = "print(json.dumps(frames(program.crashed_thread().stack_trace())))";
+
+/// The frames of every task that was not running, by the task's address.
+const DRGN_SLEEPING: &str = "\
+running = {per_cpu(program['runqueues'], cpu).curr.value_() for cpu in for_each_online_cpu(program)}
+tasks = [task for task in for_each_task(program) if task.value_() not in running]
+print(json.dumps({task.value_(): frames(program.stack_trace(task)) for task in tasks}))
+";
+
+/// The kernel's log.
+const DRGN_LOG: &str = "print(json.dumps(get_dmesg(program).decode(errors='replace')))";
 
 /// Offset of `release` in struct new_utsname: two arrays of 65 bytes lie before it
 /// (include/uapi/linux/utsname.h).
@@ -32,25 +51,60 @@ struct DrgnFrame {
     inlined: bool,
 }
 
-/// The stack of the crashed thread as drgn sees it, down to the system call. Behind that drgn runs
-/// on into user space.
+/// The stack of the crashed thread as drgn sees it.
 ///
 /// # Errors
 /// When drgn cannot be had or does not open the dump.
 pub fn drgn(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<Vec<Frame>> {
+    drgn_says(fixtures, DRGN_CRASHED, dump, vmlinux).map(in_kernel)
+}
+
+/// The stacks of all tasks that were not running as drgn sees them, by the task's address.
+///
+/// # Errors
+/// When drgn cannot be had or does not open the dump.
+pub fn drgn_sleeping(
+    fixtures: &Fixtures,
+    dump: &Path,
+    vmlinux: &Path,
+) -> Result<BTreeMap<u64, Vec<Frame>>> {
+    let tasks: BTreeMap<u64, _> = drgn_says(fixtures, DRGN_SLEEPING, dump, vmlinux)?;
+    Ok(tasks.into_iter().map(|(task, frames)| (task, in_kernel(frames))).collect())
+}
+
+/// The kernel's log, as drgn takes it out of `dump`: what the kernel printed on its console,
+/// without what an emulated serial line under load can do to it (characters that come twice).
+///
+/// # Errors
+/// When drgn cannot be had or does not open the dump.
+pub fn kernel_log(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<String> {
+    drgn_says(fixtures, DRGN_LOG, dump, vmlinux)
+}
+
+fn drgn_says<T: DeserializeOwned>(
+    fixtures: &Fixtures,
+    script: &str,
+    dump: &Path,
+    vmlinux: &Path,
+) -> Result<T> {
     let python = fixtures.python("drgn")?.join("python3");
+    let script = format!("{DRGN_OPEN}{script}");
     let mut command = Command::new(python);
-    let text = process::output(command.args(["-c", DRGN_SCRIPT]).arg(dump).arg(vmlinux))?;
-    let frames: Vec<DrgnFrame> = serde_json::from_str(&text).context("drgn's output")?;
+    let text = process::output(command.args(["-c", &script]).arg(dump).arg(vmlinux))?;
+    serde_json::from_str(&text).context("drgn's output")
+}
+
+/// The frames down to the system call. Behind that drgn runs on into user space.
+fn in_kernel(frames: Vec<DrgnFrame>) -> Vec<Frame> {
     let in_kernel = frames.into_iter().take_while(|frame| frame.pc >> 63 == 1);
-    Ok(in_kernel
+    in_kernel
         .map(|frame| Frame {
             function: frame.name,
             offset: None,
             address: Some(frame.pc),
             inlined: frame.inlined,
         })
-        .collect())
+        .collect()
 }
 
 /// Has gdb open `dump` and checks what it reads through the virtual addresses: the registers of
@@ -72,19 +126,6 @@ pub fn gdb(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's log, as makedumpfile takes it out of `dump`: what the kernel printed on its console,
-/// without what an emulated serial line under load can do to it (characters that come twice).
-///
-/// # Errors
-/// When makedumpfile cannot be had or does not do that.
-pub fn kernel_log(fixtures: &Fixtures, dump: &Path) -> Result<String> {
-    let work = tempfile::tempdir()?;
-    let log = work.path().join("log");
-    let mut command = fixtures.packages("makedumpfile")?.command("usr/bin/makedumpfile")?;
-    process::run(command.arg("--dump-dmesg").arg(dump).arg(&log))?;
-    Ok(String::from_utf8_lossy(&std::fs::read(log)?).into_owned())
-}
-
 /// Has makedumpfile filter and compress `dump` (`-d 31 -l`) and take the kernel's log out of it.
 ///
 /// # Errors
@@ -97,7 +138,10 @@ pub fn makedumpfile(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     process::run(command.args(["-d", "31", "-l"]).arg(dump).arg(&filtered))?;
     let (all, left) = (dump.metadata()?.len(), filtered.metadata()?.len());
     ensure!(left > 1 << 20 && left < all / 4, "{left} of {all} bytes left after filtering");
-    let log = kernel_log(fixtures, dump)?;
+    let log = work.path().join("log");
+    let mut command = tools.command("usr/bin/makedumpfile")?;
+    process::run(command.arg("--dump-dmesg").arg(dump).arg(&log))?;
+    let log = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
     ensure!(log.contains("Kernel panic - not syncing"), "no panic in the log:\n{log}");
     Ok(())
 }

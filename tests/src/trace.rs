@@ -1,5 +1,7 @@
 //! Backtraces from different mouths, brought into one form.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 
 /// One function in a backtrace.
@@ -23,20 +25,21 @@ pub struct Frame {
 pub fn of_kernel(text: &str) -> Result<Vec<Frame>> {
     let (_, after) = text.split_once("Kernel panic - not syncing").context("no panic message")?;
     let mut frames = Vec::new();
-    let mut in_trace = false;
-    for line in after.lines() {
+    let mut lines = after.lines().filter_map(|line| Some(line.split_once("] ")?.1.trim()));
+    // `Call Trace:` on x86_64, `Call trace:` on aarch64.
+    lines.find(|said| said.eq_ignore_ascii_case("call trace:")).context("no call trace")?;
+    // x86_64 says which stack a part is on, and ends with </TASK>; registers may come in between.
+    let mut has_end = false;
+    for said in lines {
         // [    4.631844]  sysrq_handle_crash+0x16/0x20
-        let Some((_, said)) = line.split_once("] ") else { continue };
-        let said = said.trim();
-        match said {
-            "<TASK>" => in_trace = true,
-            "</TASK>" => break,
-            _ if in_trace && !said.starts_with('?') => {
-                if let Some((function, offset)) = function_and_offset(said) {
-                    frames.push(Frame { function, offset, address: None, inlined: false });
-                }
+        match function_and_offset(said) {
+            Some((function, offset)) => {
+                frames.push(Frame { function, offset, address: None, inlined: false });
             }
-            _ => {}
+            None if said == "</TASK>" => break,
+            None if said.starts_with('<') => has_end = true,
+            None if said.starts_with('?') || has_end => {}
+            None => break,
         }
     }
     ensure!(!frames.is_empty(), "no call trace after the panic message:\n{text}");
@@ -73,6 +76,24 @@ pub fn of_analyzer(text: &str) -> Result<Vec<Frame>> {
     Ok(frames)
 }
 
+/// The backtraces in the output of `host-analyzer bt --all-tasks`, by the task's address.
+///
+/// # Errors
+/// When there is none, or a line is not of the form that [`of_analyzer`] reads.
+pub fn of_analyzer_by_task(text: &str) -> Result<BTreeMap<u64, Vec<Frame>>> {
+    // PID: 1       TASK: ffff0000c02e8000  CPU: 0  COMMAND: "init"
+    let mut tasks = BTreeMap::new();
+    for part in text.split("PID: ").skip(1) {
+        let address =
+            part.split_once("TASK: ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let address = address.with_context(|| format!("no task's address in {part:?}"))?;
+        let address = u64::from_str_radix(address, 16)?;
+        tasks.insert(address, of_analyzer(part).unwrap_or_default());
+    }
+    ensure!(!tasks.is_empty(), "no tasks in:\n{text}");
+    Ok(tasks)
+}
+
 /// The frames from the function that crashes on purpose down to the system call.
 ///
 /// # Errors
@@ -107,6 +128,26 @@ fn function_and_offset(text: &str) -> Option<(String, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trace_of_an_arm64_kernel_ends_where_its_functions_do() {
+        let text = "[    3.4] Kernel panic - not syncing: sysrq triggered crash\n\
+                    [    3.4] CPU: 1 PID: 1 Comm: init\n[    3.4] Call trace:\n\
+                    [    3.4]  dump_backtrace+0xe4/0x140\n[    3.4]  el0t_64_sync+0x18c/0x190\n\
+                    [    3.4] SMP: stopping secondary CPUs\n[    3.4]  later+0x1/0x2\n";
+        let frames = of_kernel(text).unwrap();
+        assert_eq!(listing(&frames), ["dump_backtrace+0xe4", "el0t_64_sync+0x18c"]);
+    }
+
+    #[test]
+    fn tasks_are_told_apart_by_their_addresses() {
+        let text = "PID: 1       TASK: ffff0000c02e8000  CPU: 0  COMMAND: \"init\"\n \
+                    #0 [ffff80000a7dbc90] __switch_to+0xc8 at ffffb18f4316a0a8\n\n\
+                    PID: 2       TASK: ffff0000c02e9000  CPU: 0  COMMAND: \"kthreadd\"\n";
+        let tasks = of_analyzer_by_task(text).unwrap();
+        assert_eq!(listing(&tasks[&0xffff_0000_c02e_8000]), ["__switch_to+0xc8"]);
+        assert!(tasks[&0xffff_0000_c02e_9000].is_empty());
+    }
 
     #[test]
     fn entries_that_the_kernel_does_not_trust_are_left_out() {

@@ -5,11 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::dump::Workbench;
-use crate::fixtures::DebugInfo;
-use crate::guest::Scenario;
 use crate::process;
 use crate::programs::{Analyzer, Profile};
 use crate::workspace;
@@ -31,17 +29,18 @@ print(program.crashed_thread().stack_trace())
 /// # Errors
 /// When the dump cannot be made or one of the programs fails.
 pub fn analyzer() -> Result<()> {
-    let bench = Workbench::new("x86_64", DebugInfo::Yes)?;
+    let bench = Workbench::new("x86_64")?;
+    let scenario = bench.scenario();
+    let vmlinux = bench.vmlinux(&scenario)?;
     let directory = workspace().join("target/bench-analyzer");
-    let dump = bench.dump(&Scenario::default(), &directory)?;
-    let vmlinux = bench.kernel.vmlinux.as_deref().context("no vmlinux")?;
+    let dump = bench.dump(&scenario, &directory)?;
     let analyzer = Analyzer::build(Profile::Release)?;
     let drgn = bench.fixtures.python("drgn")?.join("python3");
 
-    let mut ours = || analyzer.command("bt", &dump, Some(vmlinux));
+    let mut ours = || analyzer.command(&["bt"], &dump, Some(&vmlinux));
     let mut theirs = || {
         let mut command = Command::new(&drgn);
-        command.args(["-c", DRGN_BACKTRACE]).arg(&dump).arg(vmlinux);
+        command.args(["-c", DRGN_BACKTRACE]).arg(&dump).arg(&vmlinux);
         command
     };
     // Once each before it counts: the page cache is then warm for both.
@@ -52,7 +51,10 @@ pub fn analyzer() -> Result<()> {
         our_times.push(time(&mut ours)?);
         their_times.push(time(&mut theirs)?);
     }
-    println!("start and backtrace of the crashed thread, {}, wall time", describe(&dump, vmlinux)?);
+    println!(
+        "start and backtrace of the crashed thread, {}, wall time",
+        describe(&dump, &vmlinux)?
+    );
     println!("  host-analyzer  {}", row(&mut our_times));
     println!("  drgn           {}", row(&mut their_times));
     let ratio = median(&our_times).as_secs_f64() / median(&their_times).as_secs_f64();

@@ -6,17 +6,20 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::dump::{DUMP, Workbench, area_size};
-use crate::fixtures::{DebugInfo, Fixtures};
-use crate::guest::{self, Scenario, Syscall};
+use crate::fixtures::{DebugInfo, Fixtures, Kernel};
+use crate::guest::{self, Scenario};
 use crate::process;
 use crate::programs::{Analyzer, Loader, Profile};
 use crate::qemu::{Disk, sparse_image};
-use crate::target::Target;
+use crate::target::{Syscall, Target};
 use crate::workspace;
 
 /// What can be chosen on `cargo demo`'s command line.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
+    /// The architecture: a file name in targets/, without .toml.
+    #[arg(long, default_value = "x86_64")]
+    pub arch: String,
     /// Also fetch the kernel's vmlinux (about 280 MB): inlined frames, file names and lines.
     #[arg(long)]
     pub with_debug_info: bool,
@@ -26,9 +29,9 @@ pub struct Options {
     /// The guest's memory in MiB.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(256..))]
     pub memory: u32,
-    /// Options for the payload, as they would follow `--append=`.
-    #[arg(long, default_value = "console=ttyS0,115200n8")]
-    pub append: String,
+    /// Options for the payload, as they would follow `--append=`; the default names the console.
+    #[arg(long)]
+    pub append: Option<String>,
 }
 
 /// Runs the demo; its files are left in `target/demo`.
@@ -38,27 +41,29 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let directory = workspace().join("target/demo");
     clear(&directory)?;
-    let bench = prepare(options)?;
+    let target = Target::load(&options.arch)?;
+    let usual = Scenario::usual(&target);
     let scenario = Scenario {
-        syscall: if options.kexec_load { Syscall::Load } else { Syscall::FileLoad },
+        syscall: if options.kexec_load { Syscall::Load } else { usual.syscall },
         memory_mib: options.memory,
-        append: options.append.clone(),
-        ..Scenario::default()
+        append: options.append.clone().unwrap_or(usual.append),
+        ..usual
     };
+    let (bench, kernel) = prepare(target, &scenario, options)?;
     let disk = reserve(&bench, &scenario, &directory)?;
     crash(&bench, &scenario, &disk, &directory)?;
     let dump = save(&bench, &disk, &directory)?;
-    explain(&bench, &dump)
+    explain(&kernel, &dump)
 }
 
-fn prepare(options: &Options) -> Result<Workbench> {
+fn prepare(target: Target, scenario: &Scenario, options: &Options) -> Result<(Workbench, Kernel)> {
     heading(1, "Get QEMU, a Debian kernel, kexec-tools and busybox");
-    let target = Target::load("x86_64")?;
     let qemu = &target.qemu;
     process::install(&[process::Program { name: &qemu.program, package: &qemu.package }])?;
     let fixtures = Fixtures::open()?;
     let debug_info = if options.with_debug_info { DebugInfo::Yes } else { DebugInfo::No };
-    let (kernel, tools) = guest::fetch(&fixtures, &target, debug_info)?;
+    let kernel = guest::kernel(&fixtures, &target, scenario, debug_info)?;
+    let tools = guest::tools(&fixtures, &target)?;
     println!("kernel  {} {}", kernel.package.name, kernel.package.version);
     println!("kept in {}", crate::fixtures::cache()?.display());
 
@@ -68,7 +73,7 @@ fn prepare(options: &Options) -> Result<Workbench> {
     println!("building loader and host-analyzer too");
     let loader = Loader::build()?;
     Analyzer::build(Profile::Dev)?;
-    Ok(Workbench { target, fixtures, kernel, tools, payload, loader })
+    Ok((Workbench { target, fixtures, tools, payload, loader }, kernel))
 }
 
 fn reserve(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<Disk> {
@@ -108,18 +113,18 @@ fn save(bench: &Workbench, disk: &Disk, directory: &Path) -> Result<PathBuf> {
     Ok(dump)
 }
 
-fn explain(bench: &Workbench, dump: &Path) -> Result<()> {
+fn explain(kernel: &Kernel, dump: &Path) -> Result<()> {
     heading(6, "Why did it die?");
     let analyzer = Analyzer::build(Profile::Dev)?;
-    let vmlinux = bench.kernel.vmlinux.as_deref();
+    let vmlinux = kernel.vmlinux.as_deref();
     let shown = vmlinux.map(|path| format!(" {}", path.display())).unwrap_or_default();
     for command in ["sys", "bt"] {
         shell("host-analyzer", &format!("{command} target/demo/dump.elf{shown}"));
-        println!("{}", analyzer.run(command, dump, vmlinux)?.trim_end());
+        println!("{}", analyzer.run(&[command], dump, vmlinux)?.trim_end());
     }
     println!("\nEverything is left in target/demo: dump.elf, disk.img, serial.log.");
     if vmlinux.is_none() {
-        println!("With `cargo demo --with-debug-info` it shows inlined frames and lines too.");
+        println!("With `--with-debug-info` it shows inlined frames and lines too.");
     }
     Ok(())
 }

@@ -21,8 +21,6 @@ pub struct Workbench {
     pub target: Target,
     /// Where kernel, tools and readers come from.
     pub fixtures: Fixtures,
-    /// The kernel that crashes.
-    pub kernel: Kernel,
     /// What is in the guest beside it.
     pub tools: Unpacked,
     /// `capture.bin`.
@@ -36,13 +34,35 @@ impl Workbench {
     ///
     /// # Errors
     /// When something cannot be fetched or does not build.
-    pub fn new(arch: &str, debug_info: DebugInfo) -> Result<Workbench> {
+    pub fn new(arch: &str) -> Result<Workbench> {
         let target = Target::load(arch)?;
         let fixtures = Fixtures::open()?;
-        let (kernel, tools) = guest::fetch(&fixtures, &target, debug_info)?;
+        let tools = guest::tools(&fixtures, &target)?;
         let payload = crate::image::build(&target)?;
         let loader = Loader::build()?;
-        Ok(Workbench { target, fixtures, kernel, tools, payload, loader })
+        Ok(Workbench { target, fixtures, tools, payload, loader })
+    }
+
+    /// The architecture's usual scenario.
+    #[must_use]
+    pub fn scenario(&self) -> Scenario {
+        Scenario::usual(&self.target)
+    }
+
+    /// The kernel that `scenario` crashes.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn kernel(&self, scenario: &Scenario, debug_info: DebugInfo) -> Result<Kernel> {
+        guest::kernel(&self.fixtures, &self.target, scenario, debug_info)
+    }
+
+    /// The vmlinux of the kernel that `scenario` crashes.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn vmlinux(&self, scenario: &Scenario) -> Result<PathBuf> {
+        self.kernel(scenario, DebugInfo::Yes)?.vmlinux.context("no vmlinux was fetched")
     }
 
     /// What guests are made of.
@@ -50,7 +70,7 @@ impl Workbench {
     pub fn guest(&self) -> Guest<'_> {
         Guest {
             target: &self.target,
-            kernel: &self.kernel,
+            fixtures: &self.fixtures,
             tools: &self.tools,
             payload: &self.payload,
         }

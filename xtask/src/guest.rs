@@ -10,42 +10,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use cpio::newc;
 
 use crate::fixtures::{DebugInfo, Fixtures, Kernel, Unpacked};
-use crate::qemu::{Board, Disk, Machine, Vm};
-use crate::target::Target;
+use crate::qemu::{Blob, Disk, Machine, Vm};
+use crate::target::{Syscall, Target, Variant};
 
-/// How long a guest may take from power-on to the crash. Two to four seconds are usual.
+/// How long a guest may take from power-on to the crash. Two to four seconds are usual, twenty with
+/// UEFI.
 const BOOT: Duration = Duration::from_secs(120);
-
-/// Drivers of the guest's disk, in the order in which they must be loaded.
-const MODULES: [&str; 6] = [
-    "drivers/virtio/virtio_ring",
-    "drivers/virtio/virtio",
-    "drivers/virtio/virtio_pci_modern_dev",
-    "drivers/virtio/virtio_pci_legacy_dev",
-    "drivers/virtio/virtio_pci",
-    "drivers/block/virtio_blk",
-];
 
 /// Every line that the guest prints for us begins with this.
 pub const MARK: &str = "guest:";
-
-/// The system call by which `kexec -p` hands the payload over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Syscall {
-    /// `kexec -c`: kexec_load, the segments made by kexec-tools.
-    Load,
-    /// `kexec -s`: kexec_file_load, the segments made by the kernel.
-    FileLoad,
-}
-
-/// Levels of the guest's page tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PageTables {
-    /// Four: `la57=off`.
-    FourLevel,
-    /// Five: what `-cpu max` makes a kernel do that can.
-    FiveLevel,
-}
 
 /// What brings the kernel down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,10 +32,12 @@ pub enum Trigger {
 /// One way to boot, load and crash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scenario {
+    /// The kernel that crashes: `6_1` of the fixture `[kernel.debian-6_1-amd64]`.
+    pub kernel: String,
+    /// The machine's name in the target's file.
+    pub machine: String,
     /// How the payload is loaded.
     pub syscall: Syscall,
-    /// Which page tables the kernel runs on.
-    pub page_tables: PageTables,
     /// Whether the kernel lies at a random address.
     pub kaslr: bool,
     /// The value of `crashkernel=`.
@@ -71,27 +46,40 @@ pub struct Scenario {
     pub memory_mib: u32,
     /// Number of CPUs.
     pub cpus: u32,
-    /// The board.
-    pub board: Board,
+    /// Further options for the kernel.
+    pub kernel_options: String,
     /// The payload's command line.
     pub append: String,
+    /// What lies in the guest's memory before its kernel starts.
+    pub blobs: Vec<Blob>,
     /// What brings the kernel down.
     pub trigger: Trigger,
 }
 
-impl Default for Scenario {
-    fn default() -> Scenario {
+impl Scenario {
+    /// The usual guest of `target`: 512 MiB, two CPUs.
+    #[must_use]
+    pub fn usual(target: &Target) -> Scenario {
         Scenario {
-            syscall: Syscall::FileLoad,
-            page_tables: PageTables::FiveLevel,
+            kernel: target.debian.kernel.clone(),
+            machine: "usual".to_owned(),
+            syscall: target.syscalls.first().copied().unwrap_or(Syscall::Load),
             kaslr: true,
             crashkernel: "2M".to_owned(),
             memory_mib: 512,
             cpus: 2,
-            board: Board::Usual,
-            append: "console=ttyS0,115200n8".to_owned(),
+            kernel_options: String::new(),
+            append: format!("console={},115200n8", target.qemu.console),
+            blobs: Vec::new(),
             trigger: Trigger::Sysrq,
         }
+    }
+
+    /// The same with one more option for the payload.
+    #[must_use]
+    pub fn appending(mut self, option: &str) -> Scenario {
+        self.append = format!("{} {option}", self.append);
+        self
     }
 }
 
@@ -99,27 +87,34 @@ impl Default for Scenario {
 pub struct Guest<'a> {
     /// The architecture.
     pub target: &'a Target,
-    /// The kernel that crashes.
-    pub kernel: &'a Kernel,
+    /// Where kernels and firmware come from.
+    pub fixtures: &'a Fixtures,
     /// busybox and kexec with its libraries.
     pub tools: &'a Unpacked,
     /// What `kexec -p` loads.
     pub payload: &'a Path,
 }
 
-/// The kernel and the tools of `target`'s guests, fetched if need be.
+/// The kernel that `scenario` names, fetched if need be.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn kernel(
+    fixtures: &Fixtures,
+    target: &Target,
+    scenario: &Scenario,
+    debug_info: DebugInfo,
+) -> Result<Kernel> {
+    let name = format!("debian-{}-{}", scenario.kernel, target.debian.architecture);
+    fixtures.kernel(&name, debug_info)
+}
+
+/// The tools of `target`'s guests, fetched if need be.
 ///
 /// # Errors
 /// When they cannot be fetched.
-pub fn fetch(
-    fixtures: &Fixtures,
-    target: &Target,
-    debug_info: DebugInfo,
-) -> Result<(Kernel, Unpacked)> {
-    let architecture = &target.debian.architecture;
-    let kernel = fixtures.kernel(&format!("debian-6_1-{architecture}"), debug_info)?;
-    let tools = fixtures.packages(&format!("guest-{architecture}"))?;
-    Ok((kernel, tools))
+pub fn tools(fixtures: &Fixtures, target: &Target) -> Result<Unpacked> {
+    fixtures.packages(&format!("guest-{}", target.debian.architecture))
 }
 
 impl Guest<'_> {
@@ -141,21 +136,24 @@ impl Guest<'_> {
     pub fn start(&self, scenario: &Scenario, disks: Vec<Disk>, directory: &Path) -> Result<Vm> {
         std::fs::create_dir_all(directory)?;
         let initrd = directory.join("initramfs.cpio");
-        std::fs::write(&initrd, self.initramfs(scenario)?)?;
-        let qemu = &self.target.qemu;
+        let kernel = kernel(self.fixtures, self.target, scenario, DebugInfo::No)?;
+        let variant = self.target.machine(&scenario.machine)?;
+        std::fs::write(&initrd, self.initramfs(scenario, &modules(&kernel, variant)?)?)?;
+        let firmware = match &variant.firmware {
+            Some(it) => Some(self.fixtures.packages(&it.packages)?.file(&it.file)?),
+            None => None,
+        };
         let machine = Machine {
             target: self.target,
-            board: scenario.board,
-            cpu: match scenario.page_tables {
-                PageTables::FourLevel => qemu.cpu_four_level.clone(),
-                PageTables::FiveLevel => qemu.cpu.clone(),
-            },
+            variant,
+            firmware,
             memory_mib: scenario.memory_mib,
             cpus: scenario.cpus,
-            kernel: self.kernel.vmlinuz.clone(),
+            kernel: kernel.vmlinuz,
             initrd,
             append: self.kernel_command_line(scenario),
             disks,
+            blobs: scenario.blobs.clone(),
         };
         machine.start(directory)
     }
@@ -180,10 +178,13 @@ impl Guest<'_> {
         if !scenario.kaslr {
             line += " nokaslr";
         }
+        if !scenario.kernel_options.is_empty() {
+            line = format!("{line} {}", scenario.kernel_options);
+        }
         line
     }
 
-    fn initramfs(&self, scenario: &Scenario) -> Result<Vec<u8>> {
+    fn initramfs(&self, scenario: &Scenario, modules: &[PathBuf]) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
         for directory in ["bin", "sbin", "lib", "lib64", "modules", "dev", "proc", "sys", "tmp"] {
             archive.directory(directory)?;
@@ -199,25 +200,43 @@ impl Guest<'_> {
             };
             archive.file(&path, library)?;
         }
-        for module in self.modules()? {
+        for module in modules {
             let name = module.file_name().context("a module without a name")?.to_string_lossy();
-            archive.file(&format!("modules/{name}"), &module)?;
+            archive.file(&format!("modules/{name}"), module)?;
         }
         archive.file("capture.bin", self.payload)?;
-        archive.entry("init", 0o100_755, init_script(scenario, &self.modules()?)?.as_bytes())?;
+        archive.entry("init", 0o100_755, init_script(scenario, modules)?.as_bytes())?;
         archive.finish()
     }
+}
 
-    /// The driver modules that the kernel has not built in.
-    fn modules(&self) -> Result<Vec<PathBuf>> {
-        let list = self.kernel.modules.join("modules.builtin");
-        let builtin = std::fs::read_to_string(&list)
-            .with_context(|| format!("cannot read {}", list.display()))?;
-        let loadable = MODULES
-            .iter()
-            .filter(|module| !builtin.lines().any(|line| line == format!("kernel/{module}.ko")));
-        Ok(loadable.map(|module| self.kernel.modules.join(format!("kernel/{module}.ko"))).collect())
-    }
+/// The driver modules that `kernel` needs for the disks of `variant` and has not built in, in the
+/// order in which they must be loaded.
+fn modules(kernel: &Kernel, variant: &Variant) -> Result<Vec<PathBuf>> {
+    let transport: &[&str] = match variant.disk.as_str() {
+        "virtio-blk-device" => &["drivers/virtio/virtio_mmio"],
+        _ => &[
+            "drivers/virtio/virtio_pci_modern_dev",
+            "drivers/virtio/virtio_pci_legacy_dev",
+            "drivers/virtio/virtio_pci",
+        ],
+    };
+    let core = ["drivers/virtio/virtio_ring", "drivers/virtio/virtio"];
+    let list = kernel.modules.join("modules.builtin");
+    let builtin = std::fs::read_to_string(&list)
+        .with_context(|| format!("cannot read {}", list.display()))?;
+    let needed = core.iter().chain(transport).chain(&["drivers/block/virtio_blk"]);
+    let loadable =
+        needed.filter(|module| !builtin.lines().any(|line| line == format!("kernel/{module}.ko")));
+    loadable
+        .map(|module| {
+            // Later kernels' modules are compressed; busybox unpacks what it loads.
+            let names = [".ko", ".ko.xz"].map(|end| format!("kernel/{module}{end}"));
+            let mut paths = names.iter().map(|name| kernel.modules.join(name));
+            let found = paths.find(|path| path.is_file());
+            found.with_context(|| format!("the kernel {} has no {module}", kernel.release))
+        })
+        .collect()
 }
 
 /// `/init`. It prints through /dev/kmsg, because what user space writes to the console just before
@@ -307,13 +326,17 @@ impl Archive {
 mod tests {
     use super::*;
 
+    fn usual() -> Scenario {
+        Scenario::usual(&Target::load("x86_64").unwrap())
+    }
+
     #[test]
     fn init_loads_with_the_system_call_and_the_options_asked_for() {
         let scenario = Scenario {
             syscall: Syscall::Load,
             append: "capture.after=halt".to_owned(),
             trigger: Trigger::SysrqOnCpu(1),
-            ..Scenario::default()
+            ..usual()
         };
         let script = init_script(&scenario, &[PathBuf::from("/x/virtio.ko")]).unwrap();
         assert!(script.contains("\nkexec -c -p /capture.bin --append='capture.after=halt' "));
@@ -323,7 +346,7 @@ mod tests {
 
     #[test]
     fn quote_in_the_options_is_refused() {
-        let scenario = Scenario { append: "a='b".to_owned(), ..Scenario::default() };
+        let scenario = Scenario { append: "a='b".to_owned(), ..usual() };
         assert!(init_script(&scenario, &[]).is_err());
     }
 

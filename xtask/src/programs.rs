@@ -104,19 +104,19 @@ impl Analyzer {
         Ok(Analyzer { program: build("host-analyzer", profile)? })
     }
 
-    /// `host-analyzer COMMAND DUMP [VMLINUX]`; returns what it printed.
+    /// `host-analyzer COMMAND... DUMP [VMLINUX]`, a command with its options; returns what it printed.
     ///
     /// # Errors
     /// When it fails; the message holds what it said.
-    pub fn run(&self, command: &str, dump: &Path, vmlinux: Option<&Path>) -> Result<String> {
+    pub fn run(&self, command: &[&str], dump: &Path, vmlinux: Option<&Path>) -> Result<String> {
         process::output(&mut self.command(command, dump, vmlinux))
     }
 
     /// The same as a command that was not run yet.
     #[must_use]
-    pub fn command(&self, command: &str, dump: &Path, vmlinux: Option<&Path>) -> Command {
+    pub fn command(&self, command: &[&str], dump: &Path, vmlinux: Option<&Path>) -> Command {
         let mut analyzer = Command::new(&self.program);
-        analyzer.arg(command).arg(dump).args(vmlinux);
+        analyzer.args(command).arg(dump).args(vmlinux);
         analyzer
     }
 }

@@ -1,6 +1,8 @@
 //! `targets/ARCH.toml`: what is particular to an architecture, in one file each.
 
-use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
 use crate::workspace;
@@ -18,13 +20,25 @@ pub struct Target {
     pub linker_script: String,
     /// What the linked payload becomes.
     pub image: image::Format,
-    /// The machine to test it on.
+    /// The system calls that its test kernels have; the first one is the usual one.
+    pub syscalls: Vec<Syscall>,
+    /// The machines to test it on.
     pub qemu: Qemu,
     /// Where its test kernels come from.
     pub debian: Debian,
 }
 
-/// The QEMU machine that tests and demo run.
+/// The system call by which `kexec -p` hands the payload over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Syscall {
+    /// `kexec -c`: kexec_load, the segments made by kexec-tools.
+    Load,
+    /// `kexec -s`: kexec_file_load, the segments made by the kernel.
+    FileLoad,
+}
+
+/// The QEMU that tests and demo run.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Qemu {
@@ -32,14 +46,37 @@ pub struct Qemu {
     pub program: String,
     /// The Debian package that brings it.
     pub package: String,
+    /// The kernel's name for the first serial port.
+    pub console: String,
+    /// The machines that it can be, by name.
+    pub machines: BTreeMap<String, Variant>,
+}
+
+/// One of a target's machines.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Variant {
     /// `-machine`.
     pub machine: String,
     /// `-cpu`.
     pub cpu: String,
-    /// `-cpu` for a machine whose kernel runs 4-level page tables.
-    pub cpu_four_level: String,
-    /// The kernel's name for the first serial port.
-    pub console: String,
+    /// The device that a disk is: `virtio-blk-pci`, or `virtio-blk-device` for one behind virtio-mmio.
+    pub disk: String,
+    /// `-global`, one each.
+    #[serde(default)]
+    pub globals: Vec<String>,
+    /// `-bios`, when it is not QEMU's own.
+    pub firmware: Option<Firmware>,
+}
+
+/// Firmware out of a fixture.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Firmware {
+    /// The set of packages.
+    pub packages: String,
+    /// The file in it.
+    pub file: String,
 }
 
 /// Debian's names for the architecture.
@@ -48,6 +85,8 @@ pub struct Qemu {
 pub struct Debian {
     /// Name of the architecture in package names.
     pub architecture: String,
+    /// The kernel that usually runs: `6_1` of `[kernel.debian-6_1-amd64]`.
+    pub kernel: String,
 }
 
 impl Target {
@@ -62,5 +101,18 @@ impl Target {
         let target: Target =
             toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         Ok(Target { arch: arch.to_owned(), ..target })
+    }
+
+    /// The machine `name`.
+    ///
+    /// # Errors
+    /// When the target's file has none of this name; the message lists those it has.
+    pub fn machine(&self, name: &str) -> Result<&Variant> {
+        let machines = &self.qemu.machines;
+        machines.get(name).ok_or_else(|| {
+            let known: Vec<_> = machines.keys().map(String::as_str).collect();
+            let file = format!("targets/{}.toml", self.arch);
+            anyhow!("{file} has no machine `{name}`; it has {}", known.join(", "))
+        })
     }
 }

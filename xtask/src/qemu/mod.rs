@@ -22,7 +22,7 @@ pub use console::{Console, Line};
 use qmp::Qmp;
 
 use crate::process;
-use crate::target::Target;
+use crate::target::{Target, Variant};
 
 /// How many machines of this process run at once; more only make each other miss deadlines.
 const AT_ONCE: usize = 2;
@@ -30,17 +30,7 @@ const AT_ONCE: usize = 2;
 /// How long QEMU itself may take to answer, whatever the guest does.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// The boards that differ in how the payload reaches PCI configuration space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Board {
-    /// The target's usual machine; on x86_64 a q35 with memory-mapped configuration space (ECAM).
-    #[default]
-    Usual,
-    /// i440fx: configuration space through ports 0xCF8 and 0xCFC only.
-    I440fx,
-}
-
-/// A disk of the machine: virtio-blk over PCI, a raw image, holes kept.
+/// A disk of the machine: a raw image, holes kept.
 #[derive(Clone, Debug)]
 pub struct Disk {
     /// The image file.
@@ -52,10 +42,10 @@ pub struct Disk {
 pub struct Machine<'a> {
     /// The architecture.
     pub target: &'a Target,
-    /// The board.
-    pub board: Board,
-    /// `-cpu`.
-    pub cpu: String,
+    /// Which of its machines.
+    pub variant: &'a Variant,
+    /// `-bios`, when the variant has firmware of its own.
+    pub firmware: Option<PathBuf>,
     /// RAM in MiB.
     pub memory_mib: u32,
     /// Number of CPUs.
@@ -68,6 +58,17 @@ pub struct Machine<'a> {
     pub append: String,
     /// Its disks: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
+    /// Files that lie in its memory from the start.
+    pub blobs: Vec<Blob>,
+}
+
+/// Bytes at a fixed physical address, there before the kernel starts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Blob {
+    /// The file that holds them.
+    pub file: PathBuf,
+    /// Where they go.
+    pub address: u64,
 }
 
 /// A machine that runs. Dropping it ends it.
@@ -122,14 +123,11 @@ impl Machine<'_> {
 
     fn command(&self, qmp: &Path) -> Command {
         let qemu = &self.target.qemu;
-        let board = match self.board {
-            Board::Usual => qemu.machine.as_str(),
-            Board::I440fx => "pc",
-        };
         let mut command = Command::new(&qemu.program);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-accel", "tcg", "-machine", board, "-cpu", &self.cpu])
+            .args(["-accel", "tcg", "-machine", &self.variant.machine])
+            .args(["-cpu", &self.variant.cpu])
             .args(["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpus.to_string()])
             // A reset becomes a shutdown and a shutdown a pause: the machine stays readable at
             // the very moment at which the guest gave it up.
@@ -142,16 +140,26 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(&self.initrd)
             .args(["-append", &self.append]);
+        for global in &self.variant.globals {
+            command.args(["-global", global]);
+        }
+        if let Some(firmware) = &self.firmware {
+            command.arg("-bios").arg(firmware);
+        }
+        for Blob { file, address } in &self.blobs {
+            let file = option_value(file);
+            command.arg("-device");
+            command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
+        }
         for (index, disk) in self.disks.iter().enumerate() {
-            // Commas in option values are doubled.
-            let image = disk.image.display().to_string().replace(',', ",,");
+            let image = option_value(&disk.image);
             command
                 .arg("-drive")
                 .arg(format!(
                     "if=none,id=disk{index},format=raw,file={image},discard=unmap,\
                      detect-zeroes=unmap"
                 ))
-                .args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+                .args(["-device", &format!("{},drive=disk{index}", self.variant.disk)]);
         }
         command
     }
@@ -251,6 +259,11 @@ impl Drop for Vm {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+/// A path inside one of QEMU's options, where commas are doubled.
+fn option_value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 fn end(child: &mut Child) {
