@@ -22,6 +22,7 @@ mod report;
 #[cfg(test)]
 mod testing;
 mod text;
+mod trace;
 mod unwind;
 mod unwind_aarch64;
 mod unwind_x86_64;

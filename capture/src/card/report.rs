@@ -4,7 +4,6 @@ use core::fmt::{self, Write};
 
 use heapless::String;
 
-use crate::architecture::Architecture;
 use crate::dump::Source;
 
 use super::Sink;
@@ -12,9 +11,8 @@ use super::cpus::{Cpu, Cpus, register_names};
 use super::kernel::Kernel;
 use super::log::{self, LastWords};
 use super::text::{Clean, Date, Taint, Time, between, number};
-use super::unwind::{End, Frame, Kind, MAX_FRAMES, unwind};
-use super::unwind_aarch64::Arm64Unwinder;
-use super::unwind_x86_64::X86Unwinder;
+use super::trace::Trace;
+use super::unwind::{End, Frame, Kind};
 
 /// Most bytes of a line; longer ones are cut.
 const LINE: usize = log::TEXT + 64;
@@ -201,22 +199,19 @@ impl Report<'_, '_> {
     }
 
     fn write_trace(&mut self, cpu: &Cpu) {
-        // The frames come while the kernel is in use; they are few enough to be kept.
-        let mut frames = heapless::Vec::<Frame, MAX_FRAMES>::new();
-        let mut keep = |_: &mut Kernel<'_>, frame| {
-            let _ = frames.push(frame);
-        };
-        let end = match self.source.headers.architecture().here() {
-            Architecture::X86_64 => unwind::<X86Unwinder>(self.kernel, cpu.registers(), &mut keep),
-            Architecture::Aarch64 => {
-                unwind::<Arm64Unwinder>(self.kernel, cpu.registers(), &mut keep)
-            }
-        };
-        for (index, frame) in frames.iter().enumerate() {
+        let architecture = self.source.headers.architecture();
+        let trace = Trace::of(self.kernel, architecture, cpu.registers());
+        for (index, frame) in trace.first().iter().enumerate() {
             self.write_frame(frame, index == 0);
         }
-        if end != End::KernelThread || frames.is_empty() {
-            self.line(format_args!("  ({end})"));
+        if trace.left_out() > 0 {
+            self.line(format_args!("  ({} frames left out)", trace.left_out()));
+        }
+        for frame in trace.last() {
+            self.write_frame(&frame, false);
+        }
+        if trace.end != End::KernelThread || trace.first().is_empty() {
+            self.line(format_args!("  ({})", trace.end));
         }
     }
 

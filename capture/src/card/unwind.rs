@@ -4,8 +4,8 @@ use core::fmt;
 
 use super::kernel::Kernel;
 
-/// Most frames of a trace.
-pub const MAX_FRAMES: usize = 64;
+/// Most frames of a trace: more than fit on any kernel stack, were each only a return address.
+const MAX_FRAMES: usize = 4096;
 
 /// How a frame's program counter is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub enum End {
     NotFurther,
     /// The next address is none of the kernel's text.
     NoText(u64),
-    /// There are more frames than are shown.
+    /// There are more frames than a stack can hold.
     TooMany,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for End {
             End::Unknown => "stopped: the next frame cannot be read",
             End::NotFurther => "stopped: the next frame would not be further up",
             End::NoText(at) => return write!(f, "stopped: {at:#018x} is not in the kernel's text"),
-            End::TooMany => "stopped: more frames than are shown",
+            End::TooMany => "stopped: more frames than a stack can hold",
         })
     }
 }
@@ -105,14 +105,14 @@ pub trait Unwinder: Sized {
 pub fn unwind<U: Unwinder>(
     kernel: &mut Kernel<'_>,
     registers: &[u8],
-    each: &mut dyn FnMut(&mut Kernel<'_>, Frame),
+    each: &mut dyn FnMut(Frame),
 ) -> End {
     let mut state = match U::begin(registers) {
         Ok(state) => state,
         Err(end) => return end,
     };
     for _ in 0..MAX_FRAMES {
-        each(kernel, state.frame());
+        each(state.frame());
         let next = match state.step(kernel) {
             Step::To(next) => next,
             Step::End(end) => return end,
