@@ -2,6 +2,8 @@
 //!
 //! Each part is an `Option`: what the kernel does not tell costs the lines that need it.
 
+use core::ops::Range;
+
 use crate::architecture::Architecture;
 use crate::vmcoreinfo::Vmcoreinfo;
 
@@ -64,7 +66,7 @@ const MEMBERS: [Wanted; 21] = [
 ];
 
 /// The symbols that are looked up.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "__per_cpu_offset",
     "runqueues",
     "panic_cpu",
@@ -75,12 +77,15 @@ const NAMES: [&str; 10] = [
     "__start_orc_unwind_ip",
     "__stop_orc_unwind_ip",
     "__start_orc_unwind",
+    "_etext",
 ];
 
 /// Where things are in the dead kernel.
 pub struct Facts {
     /// Its symbol table.
     pub kallsyms: Option<Kallsyms>,
+    /// The image's code but for what ran at boot only; empty when it is not known.
+    pub text: Range<u64>,
     /// Its log.
     pub log: Option<Log>,
     /// Its unwind tables (x86_64).
@@ -122,6 +127,7 @@ impl Facts {
             ips,
             ips_end,
             entries,
+            text_end,
         ] = found;
         let members = match types.zip(types_end) {
             Some(section) => btf::offsets(memory, section, &MEMBERS),
@@ -135,6 +141,7 @@ impl Facts {
         };
         Facts {
             kallsyms,
+            text: info.symbol("_stext").unwrap_or(0)..text_end.unwrap_or(0),
             log: Log::find(memory, info),
             orc,
             has_types: members.iter().any(Option::is_some),

@@ -50,6 +50,15 @@ impl Place {
     }
 }
 
+/// Whose code it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The kernel's image.
+    Image,
+    /// A module.
+    Module(Module),
+}
+
 /// A task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -92,9 +101,15 @@ impl<'a> Kernel<'a> {
         self.module
     }
 
-    /// Whether `at` is an address of code that has a name.
-    pub fn is_text(&mut self, at: u64) -> bool {
-        self.image_function(at).is_some() || self.module_covering(at).is_some()
+    /// Whose code `at` is an address of.
+    pub fn code(&mut self, at: u64) -> Option<Code> {
+        if self.facts.text.contains(&at) {
+            return Some(Code::Image);
+        }
+        if let Some(module) = self.module_covering(at) {
+            return Some(Code::Module(module));
+        }
+        self.image_function(at).map(|_| Code::Image)
     }
 
     /// The task that ran on `cpu`.

@@ -120,7 +120,7 @@ pub fn unwind<U: Unwinder>(
         let frame = next.frame();
         // BPF programs and trampolines are not in the symbol table, but there is memory.
         let plausible = frame.kind == Kind::Registers
-            || kernel.is_text(frame.lookup())
+            || kernel.code(frame.lookup()).is_some()
             || kernel.memory.has(frame.pc);
         if !plausible {
             return End::NoText(frame.pc);

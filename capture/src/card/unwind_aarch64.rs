@@ -130,7 +130,9 @@ impl Arm64Unwinder {
         let link = unsigned(kernel, self.link?);
         let caller = link.checked_sub(4)?;
         let saved = kernel.memory.u64(self.record.checked_add(8)?);
-        if saved.is_some_and(|saved| unsigned(kernel, saved) == link) || !kernel.is_text(caller) {
+        if saved.is_some_and(|saved| unsigned(kernel, saved) == link)
+            || kernel.code(caller).is_none()
+        {
             return None;
         }
         let here = kernel.place(self.pc).map(|place| place.function.start);

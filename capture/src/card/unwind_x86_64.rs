@@ -3,7 +3,7 @@
 //! The rules are those of arch/x86/kernel/unwind_orc.c, 6.1 and 6.12; the layout of saved registers
 //! that of struct pt_regs (arch/x86/include/asm/ptrace.h).
 
-use super::kernel::Kernel;
+use super::kernel::{Code, Kernel};
 use super::orc::{self, Base, Entry};
 use super::unwind::{End, Frame, Kind, Step, Unwinder};
 
@@ -87,11 +87,9 @@ impl X86Unwinder {
             return Some(orc::BAD_CALL);
         }
         let table = kernel.facts.orc?;
-        let in_image = kernel.image_function(at).is_some();
-        let module = if in_image { None } else { kernel.module_covering(at) };
-        let rule = match module {
-            _ if in_image => table.find(&mut kernel.memory, at),
-            Some(module) => module
+        let rule = match kernel.code(at) {
+            Some(Code::Image) => table.find(&mut kernel.memory, at),
+            Some(Code::Module(module)) => module
                 .orc(&mut kernel.memory, kernel.facts, table.version)
                 .and_then(|table| table.find(&mut kernel.memory, at)),
             None if self.kind == Kind::Registers => Some(orc::BAD_CALL),
@@ -184,5 +182,5 @@ fn is_behind_call_of(kernel: &mut Kernel<'_>, at: u64, function: u64) -> bool {
         return false;
     };
     let target = at.wrapping_add_signed(i64::from(i32::from_le_bytes(distance)));
-    operation == CALL && target == function && kernel.image_function(at.wrapping_sub(1)).is_some()
+    operation == CALL && target == function && kernel.code(at.wrapping_sub(1)) == Some(Code::Image)
 }
