@@ -59,11 +59,13 @@ struct Record {
     has_bit_fields: bool,
 }
 
-/// Finds the offsets of `wanted` members in the section at `start..stop`, in bytes.
+/// Finds the offsets of `wanted` members in the section at `start..stop`, in bytes. `enough` says when
+/// no further one is worth the search.
 pub fn offsets<const N: usize>(
     memory: &mut KernelMemory<'_>,
     (start, stop): (u64, u64),
     wanted: &[Wanted; N],
+    enough: &dyn Fn(&[Option<u32>; N]) -> bool,
 ) -> [Option<u32>; N] {
     let mut found = [None; N];
     let Some(section) = Section::open(memory, start, stop) else { return found };
@@ -73,11 +75,12 @@ pub fn offsets<const N: usize>(
             && let Some(structure) = section.wanted_name(memory, record.name, wanted)
         {
             section.search(memory, record, (structure, 0), wanted, &mut found, &mut hidden);
+            return !enough(&found);
         }
         true
     });
     let mut left = hidden.len();
-    if left > 0 {
+    if left > 0 && !enough(&found) {
         section.each(memory, &mut |memory, id, record| {
             for &Anonymous { structure, kind, offset } in hidden.iter().filter(|it| it.kind == id) {
                 // One level deep is as deep as kernels hide what is wanted here.

@@ -130,7 +130,10 @@ impl Facts {
             text_end,
         ] = found;
         let members = match types.zip(types_end) {
-            Some(section) => btf::offsets(memory, section, &MEMBERS),
+            Some(section) => {
+                let enough = |found: &_| is_enough(architecture, found);
+                btf::offsets(memory, section, &MEMBERS, &enough)
+            }
             None => [None; MEMBERS.len()],
         };
         let orc = match (architecture.here(), ips.zip(ips_end), entries) {
@@ -159,6 +162,24 @@ impl Facts {
     pub fn member(&self, member: Member) -> Option<u64> {
         self.members.get(member as usize).copied().flatten().map(u64::from)
     }
+}
+
+/// Whether all members are known that this kernel can have: on x86_64 those of modules' text as it is
+/// from 6.4 on, or as it was. An arm64 kernel may have all of the others and no kinds of records.
+fn is_enough(architecture: Architecture, found: &[Option<u32>; MEMBERS.len()]) -> bool {
+    use Member::*;
+    let has = |members: &[Member]| {
+        members.iter().all(|&member| found.get(member as usize).is_some_and(Option::is_some))
+    };
+    let text = has(&[ModuleMemory, MemoryBase, MemorySize])
+        || has(&[ModuleLayout, LayoutBase, LayoutSize]);
+    let rest = match architecture.here() {
+        Architecture::X86_64 => has(&[ModuleArch, OrcIps, OrcEntries, OrcCount]),
+        Architecture::Aarch64 => has(&[RegistersRecord, RecordKind]),
+    };
+    let module =
+        has(&[ModuleList, ModuleName, ModuleSymbols, SymbolTable, SymbolCount, SymbolNames]);
+    text && rest && module && has(&[TaskPid, TaskComm, QueueCurrent])
 }
 
 /// The kernel's mask covers all bits that are not translated (arch/arm64/include/asm/pointer_auth.h,
