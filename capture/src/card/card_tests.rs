@@ -211,6 +211,23 @@ fn newest_records_are_shown_when_the_log_is_full() {
 }
 
 #[test]
+fn cause_is_the_most_telling_line_and_not_an_old_one() {
+    let cause = |lines: &[(u64, &str)]| {
+        let mut world = panicked();
+        for &(second, line) in lines {
+            world.log(second * 1_000_000, line);
+        }
+        let card = world.card();
+        card.lines().find_map(|line| line.strip_prefix("cause    ")).map(String::from)
+    };
+    let bug = [(50, "kernel BUG at mm/slub.c:1!"), (50, "invalid opcode: 0000 [#1] SMP")];
+    assert_eq!(cause(&bug).as_deref(), Some("[   50.000000] kernel BUG at mm/slub.c:1!"));
+    let trap = [(50, "divide error: 0000 [#1] SMP")];
+    assert_eq!(cause(&trap).as_deref(), Some("[   50.000000] divide error: 0000 [#1] SMP"));
+    assert_eq!(cause(&[(99, "sysrq: Trigger a crash")]), None, "that one was survived");
+}
+
+#[test]
 fn card_ends_where_its_block_does() {
     let mut world = panicked();
     for _ in 0..200 {

@@ -33,20 +33,19 @@ const RECENT: u64 = 30_000_000_000;
 
 /// What is said before the stack of a death that is not yet a panic (arch/x86/mm/fault.c,
 /// arch/x86/kernel/{traps,dumpstack}.c, arch/arm64/kernel/traps.c, lib/bug.c, kernel/watchdog.c, 6.12).
-const CAUSES: [&str; 12] = [
+const CAUSES: [&str; 8] = [
     "BUG: ",
     "kernel BUG at",
     "general protection fault",
     "Unable to handle kernel",
-    "Internal error: ",
     "double fault",
-    "stack guard page was hit",
     "Insufficient stack space",
-    "divide error:",
-    "invalid opcode:",
     "Watchdog detected hard LOCKUP",
     "Uhhuh. NMI received",
 ];
+/// What is said then of the exception itself, in general words: it counts when there is nothing better.
+const EXCEPTIONS: [&str; 4] =
+    ["Internal error: ", "invalid opcode:", "divide error:", "stack segment:"];
 const PANIC: &str = "Kernel panic - not syncing";
 
 /// Where things lie in the ring's structures, in bytes.
@@ -94,6 +93,8 @@ pub struct LastWords {
     pub panic: Option<(u64, Line)>,
     /// The newest line that says what led to it.
     pub cause: Option<(u64, Line)>,
+    /// The newest line that says what kind of exception it was.
+    exception: Option<(u64, Line)>,
     /// The newest line with `CPU:`, `PID:`, `Comm:` and the taint.
     pub who: Option<Line>,
 }
@@ -209,6 +210,7 @@ impl Log {
                 break;
             }
         }
+        words.cause = words.cause.or(words.exception.take());
         words
     }
 }
@@ -220,11 +222,12 @@ impl LastWords {
         // The line that ends the report repeats the reason behind a mark of its own.
         if self.panic.is_none() && says(PANIC) && !line.starts_with(b"---[") {
             self.panic = Some((time, kept()));
-        } else if self.cause.is_none()
-            && time >= last.saturating_sub(RECENT)
-            && CAUSES.iter().any(|sign| says(sign))
-        {
+        } else if time < last.saturating_sub(RECENT) {
+            return;
+        } else if self.cause.is_none() && CAUSES.iter().any(|sign| says(sign)) {
             self.cause = Some((time, kept()));
+        } else if self.exception.is_none() && EXCEPTIONS.iter().any(|sign| says(sign)) {
+            self.exception = Some((time, kept()));
         }
         if self.who.is_none() && says("CPU: ") && says(" PID: ") && says(" Comm: ") {
             self.who = Some(kept());
