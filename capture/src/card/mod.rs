@@ -8,6 +8,8 @@
 //! Nothing here is needed for the dump, so nothing here may cost it: every read is checked against the
 //! ranges of old memory, what all reads may cost is limited, and lists are walked only so far.
 
+#[cfg(test)]
+mod arm64_tests;
 mod btf;
 mod cpus;
 mod facts;
