@@ -15,6 +15,9 @@ pub const WORDS: usize = BLOCK as usize / 4;
 /// One block of the table: the checksums of [`WORDS`] chunks.
 pub type TableBlock = [u8; BLOCK as usize];
 
+/// A block of zeros, which would be a large part of the payload's stack.
+static ZEROS: TableBlock = [0; BLOCK as usize];
+
 /// Builds the table. The first block is kept to the end, the others are given away as they fill.
 pub struct CrcTable<'a> {
     /// Checksum of the chunk so far.
@@ -183,9 +186,8 @@ struct ZeroBlock {
 
 impl ZeroBlock {
     fn new() -> ZeroBlock {
-        let zeros = [0; BLOCK as usize];
-        let of_nothing = append(0, &zeros);
-        let of_bit = core::array::from_fn(|bit| append(1 << bit, &zeros) ^ of_nothing);
+        let of_nothing = append(0, &ZEROS);
+        let of_bit = core::array::from_fn(|bit| append(1 << bit, &ZEROS) ^ of_nothing);
         ZeroBlock { of_nothing, of_bit }
     }
 
@@ -196,10 +198,9 @@ impl ZeroBlock {
 }
 
 fn add_zeros(hasher: &mut Hasher, mut count: u64) {
-    let zeros = [0; 4096];
     while count > 0 {
-        let some = count.min(zeros.len() as u64);
-        hasher.update(&zeros[..some as usize]);
+        let some = count.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..some as usize]);
         count -= some;
     }
 }
