@@ -8,6 +8,7 @@ mod console;
 mod qmp;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -100,7 +101,7 @@ impl Machine<'_> {
         let shown = process::display(&command);
         let stderr = directory.join("qemu.log");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr)?)
             .spawn()
@@ -202,6 +203,33 @@ impl Vm {
     /// When QEMU refuses or does not answer.
     pub fn pause(&mut self) -> Result<()> {
         self.qmp("stop", json!({})).map(drop)
+    }
+
+    /// Lets the CPUs go on.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn resume(&mut self) -> Result<()> {
+        self.qmp("cont", json!({})).map(drop)
+    }
+
+    /// Sends `bytes` to the first serial port, as if they were typed.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn type_in(&mut self, bytes: &[u8]) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("QEMU has no input")?;
+        input.write_all(bytes)?;
+        Ok(input.flush()?)
+    }
+
+    /// Runs a command of QEMU's monitor for people, for what QMP has no command.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn monitor(&mut self, command: &str) -> Result<String> {
+        let answer = self.qmp("human-monitor-command", json!({ "command-line": command }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     /// Writes `size` bytes of the guest's physical memory from `address` on, as QEMU reads it, into
