@@ -31,11 +31,16 @@ const AT_ONCE: usize = 2;
 /// How long QEMU itself may take to answer, whatever the guest does.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// A disk of the machine: a raw image, holes kept.
+/// What a disk does when the guest writes zeros: nothing, holes in the image stay holes.
+const KEEP_HOLES: &str = "discard=unmap,detect-zeroes=unmap";
+
+/// A disk of the machine: a raw image.
 #[derive(Clone, Debug)]
 pub struct Disk {
     /// The image file.
     pub image: PathBuf,
+    /// QEMU's options for it, such as `cache=unsafe`.
+    pub options: &'static str,
 }
 
 /// What machine to start.
@@ -156,10 +161,7 @@ impl Machine<'_> {
             let image = option_value(&disk.image);
             command
                 .arg("-drive")
-                .arg(format!(
-                    "if=none,id=disk{index},format=raw,file={image},discard=unmap,\
-                     detect-zeroes=unmap"
-                ))
+                .arg(format!("if=none,id=disk{index},format=raw,file={image},{}", disk.options))
                 .args(["-device", &format!("{},drive=disk{index}", self.variant.disk)]);
         }
         command
@@ -333,5 +335,5 @@ pub fn sparse_image(path: &Path, size: u64) -> Result<Disk> {
     if size == 0 {
         bail!("a disk of no size");
     }
-    Ok(Disk { image: path.to_owned() })
+    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES })
 }
