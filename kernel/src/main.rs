@@ -177,19 +177,19 @@ impl Machine for ThisMachine<'_> {
 
 fn finish(after: After) -> ! {
     let firmware = FIRMWARE.get();
+    say!(
+        "{}",
+        match after {
+            After::Reboot => "rebooting",
+            After::PowerOff => "switching off",
+            After::Halt => "halted",
+        }
+    );
+    console::drain();
     match after {
-        After::Reboot => {
-            say!("rebooting");
-            arch::reset::reboot(firmware)
-        }
-        After::PowerOff => {
-            say!("switching off");
-            arch::reset::power_off(firmware)
-        }
-        After::Halt => {
-            say!("halted");
-            arch::reset::halt()
-        }
+        After::Reboot => arch::reset::reboot(firmware),
+        After::PowerOff => arch::reset::power_off(firmware),
+        After::Halt => arch::reset::halt(),
     }
 }
 
