@@ -112,8 +112,9 @@ impl Architecture {
                 Some((text & !(X86_64_ALIGN - 1), end))
             }
             Architecture::Aarch64 => {
-                // The Image's header and first code lie in a segment of their own before _stext.
-                let start = (text & !(AARCH64_ALIGN - 1)).checked_sub(AARCH64_ALIGN)?;
+                // What the Image has before _stext, its header, is not mapped there: addresses
+                // before it can be those of stacks.
+                let start = text & !(AARCH64_ALIGN - 1);
                 let near = |symbol: &u64| (start..start.saturating_add(1 << 30)).contains(symbol);
                 let last = vmcoreinfo.symbols().filter(near).max()?;
                 Some((start, (last & !(AARCH64_ALIGN - 1)).checked_add(AARCH64_ALIGN)?))
@@ -204,11 +205,11 @@ mod tests {
     fn arm64_image_from_vmcoreinfo_ends_behind_its_last_symbol() {
         let info = vmcoreinfo(VA48);
         let image = Architecture::Aarch64.image_from_vmcoreinfo(&info);
-        assert_eq!(image, Some((0xffff_a0e6_dce0_0000, 0xffff_a0e6_df50_0000)));
+        assert_eq!(image, Some((0xffff_a0e6_dce1_0000, 0xffff_a0e6_df50_0000)));
         let phys = Architecture::Aarch64.image_phys(&info, 0xffff_a0e6_dce0_0000);
         assert_eq!(phys, Some(0x4040_0000));
         assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&vmcoreinfo("")), None);
-        let low = vmcoreinfo("SYMBOL(_stext)=8000\n");
-        assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&low), None);
+        let end = vmcoreinfo("SYMBOL(_stext)=ffffffffffff0000\n");
+        assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&end), None);
     }
 }

@@ -78,7 +78,7 @@ fn addresses_that_kexec_tools_did_not_know_come_from_vmcoreinfo() {
     let mut old = OldMemory::new();
     headers.collect(&mut machine, &mut [0; MAX_NOTE_BYTES], &mut old).unwrap();
     assert_eq!(old.ranges()[0].virt, 0xffff_0000_0000_0000);
-    let image = ImageMapping { virt: 0xffff_bc69_91e0_0000, phys: 0x4020_0000, size: 0x121_0000 };
+    let image = ImageMapping { virt: 0xffff_bc69_91e1_0000, phys: 0x4021_0000, size: 0x120_0000 };
     assert_eq!((old.image(), old.dropped), (&[image][..], 1));
     assert!(machine.said[0].contains("corrected by VMCOREINFO"), "{:?}", machine.said);
 }
