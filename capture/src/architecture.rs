@@ -80,6 +80,24 @@ impl Architecture {
         }
     }
 
+    /// The address at which the direct map has the memory at `phys`, where VMCOREINFO tells it: on
+    /// arm64 `(phys - PHYS_OFFSET) | PAGE_OFFSET` (arch/arm64/include/asm/memory.h).
+    ///
+    /// kexec-tools needs `/proc/kallsyms` to know it, and where that lacks `_text` writes addresses
+    /// near zero (measured with 2.0.25 on kernel 6.1). On x86_64 its addresses are right.
+    pub(crate) fn direct_map(self, vmcoreinfo: &Vmcoreinfo, phys: u64) -> Option<u64> {
+        match self {
+            Architecture::X86_64 => None,
+            Architecture::Aarch64 => {
+                let offset = vmcoreinfo.number("PHYS_OFFSET")?;
+                let bits = vmcoreinfo.number("VA_BITS").filter(is_possible_width)?;
+                let image_is_upper = aarch64_image_half(vmcoreinfo, u64::MAX);
+                let page_offset = u64::MAX << if image_is_upper { bits } else { bits - 1 };
+                Some(phys.wrapping_sub(offset as u64) | page_offset)
+            }
+        }
+    }
+
     /// First and last address (exclusive) of the kernel image, as VMCOREINFO alone tells it.
     ///
     /// It names the image's start but not its end. On x86_64 the addresses behind the image are
@@ -104,10 +122,15 @@ impl Architecture {
     }
 }
 
+/// Whether arm64 kernels can have addresses of that many bits.
+fn is_possible_width(bits: &i64) -> bool {
+    (36..=52).contains(bits)
+}
+
 /// Whether `virt` is in the half of the kernel's addresses that holds the image and not the direct
 /// map: the upper one since kernel 5.4, the lower one before (arch/arm64/include/asm/memory.h).
 fn aarch64_image_half(vmcoreinfo: &Vmcoreinfo, virt: u64) -> bool {
-    let bits = vmcoreinfo.number("VA_BITS").filter(|bits| (36..=52).contains(bits)).unwrap_or(48);
+    let bits = vmcoreinfo.number("VA_BITS").filter(is_possible_width).unwrap_or(48);
     // A kernel for 52 bits also runs where there are fewer, and keeps to that layout
     // (VA_BITS_MIN: 47 with pages of 16 KiB).
     let least = if vmcoreinfo.get("PAGESIZE") == Some("16384") { 47 } else { 48 };
@@ -155,6 +178,26 @@ mod tests {
         assert!(is_image(before_5_4, 0xffff_0000_0808_0000, 0x4008_0000));
         assert!(!is_image("", 0xffff_0000_0000_0000, 0x4000_0000));
         assert!(is_image("", 0xffff_8000_1000_0000, 0x4000_0000));
+    }
+
+    #[test]
+    fn arm64_direct_map_is_computed_in_every_layout() {
+        let at = |text: &str, phys| Architecture::Aarch64.direct_map(&vmcoreinfo(text), phys);
+        let va48 = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0x40000000\n\
+            SYMBOL(_stext)=ffffa0e6dce10000\n";
+        assert_eq!(at(va48, 0x4020_0000), Some(0xffff_0000_0020_0000));
+        // KASLR moves the direct map by moving PHYS_OFFSET, below zero even.
+        let kaslr = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0xffffbea500000000\n";
+        assert_eq!(at(kaslr, 0x4000_0000), Some(0xffff_415b_4000_0000));
+        // A kernel for 52 bits where the processor has 48.
+        let narrow = "NUMBER(VA_BITS)=52\nNUMBER(PHYS_OFFSET)=0xfff1000040000000\n";
+        assert_eq!(at(narrow, 0x4000_0000), Some(0xffff_0000_0000_0000));
+        let before_5_4 = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0x40000000\n\
+            SYMBOL(_stext)=ffff000008081000\n";
+        assert_eq!(at(before_5_4, 0x4000_0000), Some(0xffff_8000_0000_0000));
+        assert_eq!(at("NUMBER(VA_BITS)=99\nNUMBER(PHYS_OFFSET)=0\n", 0), None);
+        assert_eq!(at("", 0x4000_0000), None);
+        assert_eq!(Architecture::X86_64.direct_map(&vmcoreinfo(va48), 0), None);
     }
 
     #[test]
