@@ -59,6 +59,12 @@ macro_rules! matrix {
             }
 
             #[test]
+            fn gdb_reads_it() -> Result<()> {
+                let dumped = dumped()?;
+                peers::gdb(&dumped.bench.fixtures, &dumped.dump)
+            }
+
+            #[test]
             fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees() -> Result<()> {
                 super::stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped()?)
             }
@@ -101,12 +107,6 @@ macro_rules! readers_of_their_own_architecture {
                 fn makedumpfile_filters_and_compresses_it() -> Result<()> {
                     let dumped = $name::dumped()?;
                     peers::makedumpfile(&dumped.bench.fixtures, &dumped.dump)
-                }
-
-                #[test]
-                fn gdb_reads_it() -> Result<()> {
-                    let dumped = $name::dumped()?;
-                    peers::gdb(&dumped.bench.fixtures, &dumped.dump)
                 }
 
                 #[test]
