@@ -98,6 +98,18 @@ impl Architecture {
         }
     }
 
+    /// How many bytes a header that maps the kernel image from `virt` on begins too early: on arm64
+    /// kexec-tools begins at `_text`, but what lies there, the Image's header, is not mapped, and
+    /// vmalloc may use its addresses (declare_kernel_vmas in arch/arm64/mm/mmu.c, kernel 6.12).
+    pub(crate) fn unmapped_head(self, vmcoreinfo: &Vmcoreinfo, virt: u64) -> u64 {
+        let text = match self {
+            Architecture::X86_64 => None,
+            Architecture::Aarch64 => vmcoreinfo.symbol("_stext"),
+        };
+        let ahead = text.and_then(|text| (text & !(AARCH64_ALIGN - 1)).checked_sub(virt));
+        ahead.filter(|&ahead| ahead <= AARCH64_ALIGN).unwrap_or(0)
+    }
+
     /// First and last address (exclusive) of the kernel image, as VMCOREINFO alone tells it.
     ///
     /// It names the image's start but not its end. On x86_64 the addresses behind the image are
@@ -179,6 +191,17 @@ mod tests {
         assert!(is_image(before_5_4, 0xffff_0000_0808_0000, 0x4008_0000));
         assert!(!is_image("", 0xffff_0000_0000_0000, 0x4000_0000));
         assert!(is_image("", 0xffff_8000_1000_0000, 0x4000_0000));
+    }
+
+    #[test]
+    fn arm64_image_header_before_stext_is_not_mapped() {
+        let head = |virt| Architecture::Aarch64.unmapped_head(&vmcoreinfo(VA48), virt);
+        assert_eq!(head(0xffff_a0e6_dce0_0000), 0x1_0000);
+        assert_eq!(head(0xffff_a0e6_dce1_0000), 0);
+        assert_eq!(head(0xffff_a0e6_dc00_0000), 0, "too far away to be that");
+        assert_eq!(head(u64::MAX), 0);
+        let info = vmcoreinfo("SYMBOL(_stext)=ffffffff81010000\n");
+        assert_eq!(Architecture::X86_64.unmapped_head(&info, 0xffff_ffff_8100_0000), 0);
     }
 
     #[test]

@@ -207,7 +207,12 @@ impl Elfcorehdr {
     fn take_image(&self, machine: &mut dyn Machine, old: &mut OldMemory) {
         self.each_load(machine, &mut |machine, index, load| {
             if let Some(virt) = self.image_address(load, old) {
-                let claim = ImageMapping { virt, phys: load.offset, size: load.file_size };
+                let ahead = self.architecture.unmapped_head(&old.vmcoreinfo, virt);
+                let claim = ImageMapping {
+                    virt: virt + ahead,
+                    phys: load.offset.wrapping_add(ahead),
+                    size: load.file_size.saturating_sub(ahead),
+                };
                 take(machine, old, index, load, |old| old.add_image(self.architecture, claim));
             }
         });
