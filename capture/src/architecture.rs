@@ -93,6 +93,36 @@ impl Architecture {
         }
     }
 
+    /// The address at which the direct map has the memory at `phys`, where VMCOREINFO tells it: on
+    /// arm64 `(phys - PHYS_OFFSET) | PAGE_OFFSET` (arch/arm64/include/asm/memory.h).
+    ///
+    /// kexec-tools needs `/proc/kallsyms` to know it, and where that lacks `_text` writes addresses
+    /// near zero (measured with 2.0.25 on kernel 6.1). On x86_64 its addresses are right.
+    pub(crate) fn direct_map(self, vmcoreinfo: &Vmcoreinfo, phys: u64) -> Option<u64> {
+        match self {
+            Architecture::X86_64 => None,
+            Architecture::Aarch64 => {
+                let offset = vmcoreinfo.number("PHYS_OFFSET")?;
+                let bits = vmcoreinfo.number("VA_BITS").filter(is_possible_width)?;
+                let image_is_upper = aarch64_image_half(vmcoreinfo, u64::MAX);
+                let page_offset = u64::MAX << if image_is_upper { bits } else { bits - 1 };
+                Some(phys.wrapping_sub(offset as u64) | page_offset)
+            }
+        }
+    }
+
+    /// How many bytes a header that maps the kernel image from `virt` on begins too early: on arm64
+    /// kexec-tools begins at `_text`, but what lies there, the Image's header, is not mapped, and
+    /// vmalloc may use its addresses (declare_kernel_vmas in arch/arm64/mm/mmu.c, kernel 6.12).
+    pub(crate) fn unmapped_head(self, vmcoreinfo: &Vmcoreinfo, virt: u64) -> u64 {
+        let text = match self {
+            Architecture::X86_64 => None,
+            Architecture::Aarch64 => vmcoreinfo.symbol("_stext"),
+        };
+        let ahead = text.and_then(|text| (text & !(AARCH64_ALIGN - 1)).checked_sub(virt));
+        ahead.filter(|&ahead| ahead <= AARCH64_ALIGN).unwrap_or(0)
+    }
+
     /// First and last address (exclusive) of the kernel image, as VMCOREINFO alone tells it.
     ///
     /// It names the image's start but not its end. On x86_64 the addresses behind the image are
@@ -107,8 +137,9 @@ impl Architecture {
                 Some((text & !(X86_64_ALIGN - 1), end))
             }
             Architecture::Aarch64 => {
-                // The Image's header and first code lie in a segment of their own before _stext.
-                let start = (text & !(AARCH64_ALIGN - 1)).checked_sub(AARCH64_ALIGN)?;
+                // What the Image has before _stext, its header, is not mapped there: addresses
+                // before it can be those of stacks.
+                let start = text & !(AARCH64_ALIGN - 1);
                 let near = |symbol: &u64| (start..start.saturating_add(1 << 30)).contains(symbol);
                 let last = vmcoreinfo.symbols().filter(near).max()?;
                 Some((start, (last & !(AARCH64_ALIGN - 1)).checked_add(AARCH64_ALIGN)?))
@@ -117,10 +148,15 @@ impl Architecture {
     }
 }
 
+/// Whether arm64 kernels can have addresses of that many bits.
+fn is_possible_width(bits: &i64) -> bool {
+    (36..=52).contains(bits)
+}
+
 /// Whether `virt` is in the half of the kernel's addresses that holds the image and not the direct
 /// map: the upper one since kernel 5.4, the lower one before (arch/arm64/include/asm/memory.h).
 fn aarch64_image_half(vmcoreinfo: &Vmcoreinfo, virt: u64) -> bool {
-    let bits = vmcoreinfo.number("VA_BITS").filter(|bits| (36..=52).contains(bits)).unwrap_or(48);
+    let bits = vmcoreinfo.number("VA_BITS").filter(is_possible_width).unwrap_or(48);
     // A kernel for 52 bits also runs where there are fewer, and keeps to that layout
     // (VA_BITS_MIN: 47 with pages of 16 KiB).
     let least = if vmcoreinfo.get("PAGESIZE") == Some("16384") { 47 } else { 48 };
@@ -171,14 +207,45 @@ mod tests {
     }
 
     #[test]
+    fn arm64_image_header_before_stext_is_not_mapped() {
+        let head = |virt| Architecture::Aarch64.unmapped_head(&vmcoreinfo(VA48), virt);
+        assert_eq!(head(0xffff_a0e6_dce0_0000), 0x1_0000);
+        assert_eq!(head(0xffff_a0e6_dce1_0000), 0);
+        assert_eq!(head(0xffff_a0e6_dc00_0000), 0, "too far away to be that");
+        assert_eq!(head(u64::MAX), 0);
+        let info = vmcoreinfo("SYMBOL(_stext)=ffffffff81010000\n");
+        assert_eq!(Architecture::X86_64.unmapped_head(&info, 0xffff_ffff_8100_0000), 0);
+    }
+
+    #[test]
+    fn arm64_direct_map_is_computed_in_every_layout() {
+        let at = |text: &str, phys| Architecture::Aarch64.direct_map(&vmcoreinfo(text), phys);
+        let va48 = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0x40000000\n\
+            SYMBOL(_stext)=ffffa0e6dce10000\n";
+        assert_eq!(at(va48, 0x4020_0000), Some(0xffff_0000_0020_0000));
+        // KASLR moves the direct map by moving PHYS_OFFSET, below zero even.
+        let kaslr = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0xffffbea500000000\n";
+        assert_eq!(at(kaslr, 0x4000_0000), Some(0xffff_415b_4000_0000));
+        // A kernel for 52 bits where the processor has 48.
+        let narrow = "NUMBER(VA_BITS)=52\nNUMBER(PHYS_OFFSET)=0xfff1000040000000\n";
+        assert_eq!(at(narrow, 0x4000_0000), Some(0xffff_0000_0000_0000));
+        let before_5_4 = "NUMBER(VA_BITS)=48\nNUMBER(PHYS_OFFSET)=0x40000000\n\
+            SYMBOL(_stext)=ffff000008081000\n";
+        assert_eq!(at(before_5_4, 0x4000_0000), Some(0xffff_8000_0000_0000));
+        assert_eq!(at("NUMBER(VA_BITS)=99\nNUMBER(PHYS_OFFSET)=0\n", 0), None);
+        assert_eq!(at("", 0x4000_0000), None);
+        assert_eq!(Architecture::X86_64.direct_map(&vmcoreinfo(va48), 0), None);
+    }
+
+    #[test]
     fn arm64_image_from_vmcoreinfo_ends_behind_its_last_symbol() {
         let info = vmcoreinfo(VA48);
         let image = Architecture::Aarch64.image_from_vmcoreinfo(&info);
-        assert_eq!(image, Some((0xffff_a0e6_dce0_0000, 0xffff_a0e6_df50_0000)));
+        assert_eq!(image, Some((0xffff_a0e6_dce1_0000, 0xffff_a0e6_df50_0000)));
         let phys = Architecture::Aarch64.image_phys(&info, 0xffff_a0e6_dce0_0000);
         assert_eq!(phys, Some(0x4040_0000));
         assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&vmcoreinfo("")), None);
-        let low = vmcoreinfo("SYMBOL(_stext)=8000\n");
-        assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&low), None);
+        let end = vmcoreinfo("SYMBOL(_stext)=ffffffffffff0000\n");
+        assert_eq!(Architecture::Aarch64.image_from_vmcoreinfo(&end), None);
     }
 }

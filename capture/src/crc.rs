@@ -15,9 +15,14 @@ pub const WORDS: usize = BLOCK as usize / 4;
 /// One block of the table: the checksums of [`WORDS`] chunks.
 pub type TableBlock = [u8; BLOCK as usize];
 
+/// A block of zeros, which would be a large part of the payload's stack.
+static ZEROS: TableBlock = [0; BLOCK as usize];
+
 /// Builds the table. The first block is kept to the end, the others are given away as they fill.
 pub struct CrcTable<'a> {
-    hasher: Hasher,
+    /// Checksum of the chunk so far.
+    crc: u32,
+    zero_block: ZeroBlock,
     in_chunk: u64,
     chunks: u64,
     blocks: &'a mut TableBlocks,
@@ -50,7 +55,14 @@ impl<'a> CrcTable<'a> {
     pub fn new(blocks: &'a mut TableBlocks) -> CrcTable<'a> {
         blocks.first.fill(0);
         blocks.current.fill(0);
-        CrcTable { hasher: Hasher::new(), in_chunk: 0, chunks: 0, blocks, of_table: Hasher::new() }
+        CrcTable {
+            crc: 0,
+            zero_block: ZeroBlock::new(),
+            in_chunk: 0,
+            chunks: 0,
+            blocks,
+            of_table: Hasher::new(),
+        }
     }
 
     /// Number of chunks finished.
@@ -62,7 +74,10 @@ impl<'a> CrcTable<'a> {
     /// Takes the next bytes of the core; they must not cross the end of a chunk. When they fill a
     /// block of the table other than the first, returns it with its index.
     pub fn add(&mut self, bytes: &[u8]) -> Option<(u64, &TableBlock)> {
-        self.hasher.update(bytes);
+        self.crc = match <&TableBlock>::try_from(bytes) {
+            Ok(block) if is_zero(block) => self.zero_block.append_to(self.crc),
+            _ => append(self.crc, bytes),
+        };
         self.in_chunk += bytes.len() as u64;
         if self.in_chunk < CRC_CHUNK {
             return None;
@@ -96,8 +111,7 @@ impl<'a> CrcTable<'a> {
 
     fn end_chunk(&mut self) {
         let (block, word) = self.position();
-        let hasher = core::mem::take(&mut self.hasher);
-        let crc = hasher.finalize().to_le_bytes();
+        let crc = core::mem::take(&mut self.crc).to_le_bytes();
         let table = if block == 0 { &mut self.blocks.first } else { &mut self.blocks.current };
         table[word * 4..][..4].copy_from_slice(&crc);
         if block > 0 {
@@ -149,11 +163,44 @@ impl<'a> CrcTable<'a> {
     }
 }
 
+/// The checksum of a message with the checksum `crc` and `bytes` behind it.
+fn append(crc: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = Hasher::new_with_initial(crc);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// Whether a block is all zeros, as most of a machine's memory often is. Others differ within their
+/// first bytes as a rule.
+fn is_zero(block: &TableBlock) -> bool {
+    let (words, _) = block.as_chunks();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0)
+}
+
+/// What a block of zeros does to the checksum of what comes before it. As CRC32 is linear, that is
+/// the sum of what it does to each bit: 32 words, an order of magnitude faster than its bytes.
+struct ZeroBlock {
+    of_nothing: u32,
+    of_bit: [u32; 32],
+}
+
+impl ZeroBlock {
+    fn new() -> ZeroBlock {
+        let of_nothing = append(0, &ZEROS);
+        let of_bit = core::array::from_fn(|bit| append(1 << bit, &ZEROS) ^ of_nothing);
+        ZeroBlock { of_nothing, of_bit }
+    }
+
+    fn append_to(&self, crc: u32) -> u32 {
+        let bits = self.of_bit.iter().enumerate();
+        bits.filter(|(bit, _)| crc >> bit & 1 != 0).fold(self.of_nothing, |all, (_, one)| all ^ one)
+    }
+}
+
 fn add_zeros(hasher: &mut Hasher, mut count: u64) {
-    let zeros = [0; 4096];
     while count > 0 {
-        let some = count.min(zeros.len() as u64);
-        hasher.update(&zeros[..some as usize]);
+        let some = count.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..some as usize]);
         count -= some;
     }
 }
@@ -163,6 +210,18 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use std::vec::Vec;
+
+    #[test]
+    fn block_of_zeros_does_to_a_checksum_what_its_bytes_do() {
+        let zero_block = ZeroBlock::new();
+        for crc in [0, 1, 0x8000_0000, 0x1234_5678, u32::MAX] {
+            assert_eq!(zero_block.append_to(crc), append(crc, &[0; BLOCK as usize]));
+        }
+        let mut block = [0; BLOCK as usize];
+        assert!(is_zero(&block));
+        block[BLOCK as usize - 1] = 1;
+        assert!(!is_zero(&block));
+    }
 
     /// The table as a file would hold it, and the checksum the builder gives for it.
     fn build(core: &[u8], piece: usize, replaced: Option<(usize, &[u8])>) -> (Vec<u8>, u32) {

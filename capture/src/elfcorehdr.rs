@@ -178,41 +178,57 @@ impl Elfcorehdr {
         if old.vmcoreinfo.number("sme_mask").is_some_and(|mask| mask != 0) {
             return Err(Error::Encrypted);
         }
-        self.each_load(machine, &mut |machine, index, load| {
-            if self.image_address(load, old).is_none() {
-                let range = Range {
-                    source: OldPhys(load.offset),
-                    phys: load.phys,
-                    virt: load.virt,
-                    size: load.file_size,
-                };
-                drop_if_refused(machine, old, index, load, |old| old.add_range(range, self.limit));
-            }
-        });
+        self.take_ranges(machine, old);
         if old.ranges().is_empty() {
             return Err(Error::NoMemory);
         }
+        self.take_image(machine, old);
+        Ok(())
+    }
+
+    fn take_ranges(&self, machine: &mut dyn Machine, old: &mut OldMemory) {
+        let mut corrected = false;
+        self.each_load(machine, &mut |machine, index, load| {
+            if self.image_address(load, old).is_some() {
+                return;
+            }
+            let told = self.architecture.direct_map(&old.vmcoreinfo, load.phys);
+            let virt = told.unwrap_or(load.virt);
+            let (source, phys, size) = (OldPhys(load.offset), load.phys, load.file_size);
+            let range = Range { source, phys, virt, size };
+            let taken = take(machine, old, index, load, |old| old.add_range(range, self.limit));
+            corrected |= taken && virt != load.virt;
+        });
+        if corrected {
+            machine.say(format_args!("virtual addresses of memory corrected by VMCOREINFO"));
+        }
+    }
+
+    fn take_image(&self, machine: &mut dyn Machine, old: &mut OldMemory) {
         self.each_load(machine, &mut |machine, index, load| {
             if let Some(virt) = self.image_address(load, old) {
-                let claim = ImageMapping { virt, phys: load.offset, size: load.file_size };
-                drop_if_refused(machine, old, index, load, |old| {
-                    old.add_image(self.architecture, claim)
-                });
+                let ahead = self.architecture.unmapped_head(&old.vmcoreinfo, virt);
+                let claim = ImageMapping {
+                    virt: virt + ahead,
+                    phys: load.offset.wrapping_add(ahead),
+                    size: load.file_size.saturating_sub(ahead),
+                };
+                take(machine, old, index, load, |old| old.add_image(self.architecture, claim));
             }
         });
-        if old.image().is_empty() {
-            let derived = old.image_from_vmcoreinfo(self.architecture);
-            match derived.map(|mapping| (mapping, old.add_image(self.architecture, mapping))) {
-                Some((mapping, Ok(()))) => machine.say(format_args!(
-                    "kernel image mapping taken from VMCOREINFO: {:#x} at {:#x}, {} KiB",
-                    mapping.virt,
-                    mapping.phys,
-                    mapping.size >> 10
-                )),
-                _ => machine.say(format_args!("no mapping of the kernel image is known")),
-            }
+        if !old.image().is_empty() {
+            return;
         }
-        Ok(())
+        let derived = old.image_from_vmcoreinfo(self.architecture);
+        match derived.map(|mapping| (mapping, old.add_image(self.architecture, mapping))) {
+            Some((mapping, Ok(()))) => machine.say(format_args!(
+                "kernel image mapping taken from VMCOREINFO: {:#x} at {:#x}, {} KiB",
+                mapping.virt,
+                mapping.phys,
+                mapping.size >> 10
+            )),
+            _ => machine.say(format_args!("no mapping of the kernel image is known")),
+        }
     }
 
     /// The virtual address of the kernel image, if that is what the header maps and not memory.
@@ -353,29 +369,30 @@ fn extended_count(
     Ok(u32::from_le_bytes(bytes).into())
 }
 
-/// Counts and tells a claim that `add` does not believe.
-fn drop_if_refused(
+/// Takes over the claim of a header by `add`. One that it does not believe is counted and told.
+/// Returns whether it was taken.
+fn take(
     machine: &mut dyn Machine,
     old: &mut OldMemory,
     index: u64,
     load: &ProgramHeader,
     add: impl FnOnce(&mut OldMemory) -> Result<(), crate::old::Refused>,
-) {
+) -> bool {
     // An empty PT_LOAD is odd but claims nothing.
     if load.file_size == 0 && load.memory_size == 0 {
-        return;
+        return false;
     }
-    if let Err(why) = add(old) {
-        old.dropped += 1;
-        match old.dropped {
-            0..=NAMED_HEADERS => machine.say(format_args!(
-                "program header {index} dropped (address {:#x}, physical {:#x}, size {:#x}): {why}",
-                load.virt, load.offset, load.file_size
-            )),
-            FIRST_UNNAMED => machine.say(format_args!("more program headers dropped, not named")),
-            _ => {}
-        }
+    let Err(why) = add(old) else { return true };
+    old.dropped += 1;
+    match old.dropped {
+        0..=NAMED_HEADERS => machine.say(format_args!(
+            "program header {index} dropped (address {:#x}, physical {:#x}, size {:#x}): {why}",
+            load.virt, load.offset, load.file_size
+        )),
+        FIRST_UNNAMED => machine.say(format_args!("more program headers dropped, not named")),
+        _ => {}
     }
+    false
 }
 
 #[cfg(test)]

@@ -58,6 +58,32 @@ fn headers_of_a_usual_machine_are_believed() {
 }
 
 #[test]
+fn addresses_that_kexec_tools_did_not_know_come_from_vmcoreinfo() {
+    let mut machine = machine(&[
+        (NOTE, 0x100_2000, 0, 0x100_2000, 0x1000),
+        // As kexec-tools 2.0.25 writes them on arm64 where /proc/kallsyms lacks _text.
+        (LOAD, 0x57c9_94e0_0000, u64::MAX, 0x57c9_94e0_0000, 0xffff_a836_aceb_0000),
+        (LOAD, 0x4000_0000, 0, 0x4000_0000, 0x1b40_0000),
+    ]);
+    let mut vmcoreinfo = note(
+        b"VMCOREINFO",
+        0,
+        b"SYMBOL(_stext)=ffffbc6991e10000\nNUMBER(VA_BITS)=48\nSYMBOL(prb)=ffffbc6993004000\n\
+          NUMBER(kimage_voffset)=0xffffbc6951c00000\nNUMBER(PHYS_OFFSET)=0x40000000\n",
+    );
+    vmcoreinfo.resize(0x1000, 0);
+    machine.put(0x100_2000, vmcoreinfo);
+    let headers =
+        Elfcorehdr::open(&mut machine, Architecture::Aarch64, OldPhys(AT), LIMIT).unwrap();
+    let mut old = OldMemory::new();
+    headers.collect(&mut machine, &mut [0; MAX_NOTE_BYTES], &mut old).unwrap();
+    assert_eq!(old.ranges()[0].virt, 0xffff_0000_0000_0000);
+    let image = ImageMapping { virt: 0xffff_bc69_91e1_0000, phys: 0x4021_0000, size: 0x120_0000 };
+    assert_eq!((old.image(), old.dropped), (&[image][..], 1));
+    assert!(machine.said[0].contains("corrected by VMCOREINFO"), "{:?}", machine.said);
+}
+
+#[test]
 fn cpu_that_never_saved_its_registers_has_no_note() {
     let mut machine = machine(&usual());
     let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();

@@ -123,27 +123,32 @@ impl DmaBuffer<'_> {
         (self.pool.barrier)();
     }
 
-    /// Reads a value at `offset`.
+    /// Reads a value at `offset`, a multiple of its size, in one piece.
     #[must_use]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        debug_assert!(self.holds(offset, size_of::<T>()));
-        if !self.holds(offset, size_of::<T>()) {
-            return T::new_zeroed();
+        match self.pointer::<T>(offset) {
+            // SAFETY: the bytes lie within the buffer, aligned; any bytes are a T. A device may
+            // write meanwhile, hence volatile.
+            Some(pointer) => unsafe { pointer.read_volatile() },
+            None => T::new_zeroed(),
         }
-        // SAFETY: the bytes lie within the buffer; any bytes are a T; packed access is what
-        // read_unaligned would do, but a device may write meanwhile, hence volatile.
-        unsafe { self.base.as_ptr().add(offset).cast::<Packed<T>>().read_volatile().0 }
     }
 
-    /// Writes a value at `offset`.
+    /// Writes a value at `offset`, a multiple of its size, in one piece: a device that looks
+    /// meanwhile sees all of it or nothing.
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
-        debug_assert!(self.holds(offset, size_of::<T>()));
-        if self.holds(offset, size_of::<T>()) {
+        if let Some(pointer) = self.pointer::<T>(offset) {
             // SAFETY: as in `read`.
-            unsafe {
-                self.base.as_ptr().add(offset).cast::<Packed<T>>().write_volatile(Packed(value));
-            }
+            unsafe { pointer.write_volatile(value) }
         }
+    }
+
+    fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
+        let size = size_of::<T>();
+        let fits = self.holds(offset, size) && offset.is_multiple_of(size.max(1));
+        debug_assert!(fits && align_of::<T>() <= size);
+        // SAFETY: the offset lies within the buffer, which is aligned to a page.
+        fits.then(|| unsafe { self.base.as_ptr().add(offset) }.cast())
     }
 
     /// Copies `bytes` to `offset`.
@@ -181,9 +186,6 @@ impl Drop for DmaBuffer<'_> {
         unsafe { self.pool.heap.lock().deallocate(self.base, self.layout) }
     }
 }
-
-#[repr(C, packed)]
-struct Packed<T>(T);
 
 #[cfg(test)]
 pub(crate) mod tests {

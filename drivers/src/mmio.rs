@@ -27,11 +27,56 @@ pub trait Registers {
     }
 }
 
+/// Width of an access in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// One byte.
+    Byte = 1,
+    /// Two bytes.
+    Half = 2,
+    /// Four bytes.
+    Word = 4,
+}
+
+/// How the processor reaches device registers.
+pub struct Access {
+    /// Reads a register, aligned to its width and mapped as device memory. All ones where the bus
+    /// refuses.
+    pub load: unsafe fn(at: *const u8, width: Width) -> u32,
+    /// Writes a register, likewise.
+    pub store: unsafe fn(at: *mut u8, width: Width, value: u32),
+}
+
+/// Access by the compiler's own loads and stores, on processors where the bus refuses nothing.
+pub static PLAIN: Access = Access { load: plain_load, store: plain_store };
+
+unsafe fn plain_load(at: *const u8, width: Width) -> u32 {
+    // SAFETY: the caller's promise; all bits are valid for an integer.
+    unsafe {
+        match width {
+            Width::Byte => at.read_volatile().into(),
+            Width::Half => at.cast::<u16>().read_volatile().into(),
+            Width::Word => at.cast::<u32>().read_volatile(),
+        }
+    }
+}
+
+unsafe fn plain_store(at: *mut u8, width: Width, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match width {
+            Width::Byte => at.write_volatile(value as u8),
+            Width::Half => at.cast::<u16>().write_volatile(value as u16),
+            Width::Word => at.cast::<u32>().write_volatile(value),
+        }
+    }
+}
+
 /// Mapped device registers.
-#[derive(Debug)]
 pub struct Mmio {
     base: NonNull<u8>,
     size: u64,
+    access: &'static Access,
 }
 
 // SAFETY: device memory is mapped for every processor alike, and one value owns its registers.
@@ -42,10 +87,11 @@ impl Mmio {
     ///
     /// # Safety
     /// `base` must be aligned to 4 bytes and mapped for `size` bytes as device memory for as long as
-    /// the payload runs, and hold nothing that the compiler knows of.
+    /// the payload runs, and hold nothing that the compiler knows of. `access` must be fit for such
+    /// memory.
     #[must_use]
-    pub const unsafe fn new(base: NonNull<u8>, size: u64) -> Mmio {
-        Mmio { base, size }
+    pub const unsafe fn new(base: NonNull<u8>, size: u64, access: &'static Access) -> Mmio {
+        Mmio { base, size, access }
     }
 
     /// A part of these registers; `None` when it does not lie within.
@@ -57,51 +103,51 @@ impl Mmio {
         }
         // SAFETY: offset lies within the mapping.
         let base = unsafe { self.base.add(offset as usize) };
-        Some(Mmio { base, size })
+        Some(Mmio { base, size, access: self.access })
     }
 
-    fn pointer<T>(&self, offset: u64) -> Option<*mut T> {
-        let size = size_of::<T>() as u64;
+    fn pointer(&self, offset: u64, width: Width) -> Option<*mut u8> {
+        let size = width as u64;
         let fits = offset.checked_add(size).is_some_and(|end| end <= self.size);
         // SAFETY: the offset lies within the mapping.
         (fits && offset.is_multiple_of(size))
-            .then(|| unsafe { self.base.add(offset as usize) }.cast().as_ptr())
+            .then(|| unsafe { self.base.add(offset as usize) }.as_ptr())
     }
 
-    fn read<T: Copy>(&self, offset: u64, absent: T) -> T {
-        match self.pointer::<T>(offset) {
+    fn read(&self, offset: u64, width: Width) -> u32 {
+        match self.pointer(offset, width) {
             // SAFETY: `pointer` gives an aligned pointer into the mapping, which `new`'s caller
-            // promised to be device memory; T is an integer, for which all bits are valid.
-            Some(pointer) => unsafe { pointer.read_volatile() },
-            None => absent,
+            // promised to be device memory.
+            Some(pointer) => unsafe { (self.access.load)(pointer, width) },
+            None => u32::MAX,
         }
     }
 
-    fn write<T: Copy>(&self, offset: u64, value: T) {
-        if let Some(pointer) = self.pointer::<T>(offset) {
+    fn write(&self, offset: u64, width: Width, value: u32) {
+        if let Some(pointer) = self.pointer(offset, width) {
             // SAFETY: as in `read`; nothing but the device is behind the pointer.
-            unsafe { pointer.write_volatile(value) }
+            unsafe { (self.access.store)(pointer, width, value) }
         }
     }
 }
 
 impl Registers for Mmio {
     fn read8(&self, offset: u64) -> u8 {
-        self.read(offset, u8::MAX)
+        self.read(offset, Width::Byte) as u8
     }
     fn read16(&self, offset: u64) -> u16 {
-        self.read(offset, u16::MAX)
+        self.read(offset, Width::Half) as u16
     }
     fn read32(&self, offset: u64) -> u32 {
-        self.read(offset, u32::MAX)
+        self.read(offset, Width::Word)
     }
     fn write8(&self, offset: u64, value: u8) {
-        self.write(offset, value);
+        self.write(offset, Width::Byte, value.into());
     }
     fn write16(&self, offset: u64, value: u16) {
-        self.write(offset, value);
+        self.write(offset, Width::Half, value.into());
     }
     fn write32(&self, offset: u64, value: u32) {
-        self.write(offset, value);
+        self.write(offset, Width::Word, value);
     }
 }

@@ -103,7 +103,12 @@ impl<M: MapPage> ConfigSpace for Ecam<'_, M> {
 
     fn write(&self, at: Function, offset: u16, value: u32) {
         if let Some(page) = self.page(at) {
-            self.pages.with_page(page, |page| page.write32(offset.into(), value));
+            self.pages.with_page(page, |page| {
+                page.write32(offset.into(), value);
+                // Configuration writes must have arrived before anything that relies on them, and
+                // device memory may post them (PCI Express Base 4.0, 2.4.1): a read waits for it.
+                page.read32(offset.into())
+            });
         }
     }
 

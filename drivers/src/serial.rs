@@ -22,6 +22,9 @@ pub trait Transmitter {
 
     /// Sends the first of `bytes`, as many as the port takes at once. Returns how many.
     fn send_some(&mut self, bytes: &[u8]) -> usize;
+
+    /// Whether everything has left the port.
+    fn is_idle(&mut self) -> bool;
 }
 
 /// A serial port to print on. A port that does not take a character in time is given up: output is
@@ -51,6 +54,16 @@ impl<T: Transmitter> SerialPort<T> {
                 Ok(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
                 Err(_) => self.alive = false,
             }
+        }
+    }
+
+    /// Waits until everything has left the port, or its deadline passes: a machine that is reset
+    /// loses what is still in it.
+    pub fn drain(&mut self, clock: &dyn Clock) {
+        if self.alive {
+            let transmitter = &mut self.transmitter;
+            let idle = || transmitter.is_idle().then_some(());
+            self.alive = Deadline::after_us(clock, SEND_US).poll(clock, idle).is_ok();
         }
     }
 }
@@ -89,6 +102,13 @@ impl<R: Registers> Transmitter for MemoryPort<R> {
         match self {
             MemoryPort::Pl011(port) => port.send_some(bytes),
             MemoryPort::Ns16550(port) => port.send_some(bytes),
+        }
+    }
+
+    fn is_idle(&mut self) -> bool {
+        match self {
+            MemoryPort::Pl011(port) => port.is_idle(),
+            MemoryPort::Ns16550(port) => port.is_idle(),
         }
     }
 }
@@ -134,6 +154,10 @@ pub(crate) mod tests {
             self.sent.extend(&bytes[..some]);
             some
         }
+
+        fn is_idle(&mut self) -> bool {
+            !self.stuck
+        }
     }
 
     #[test]
@@ -154,5 +178,18 @@ pub(crate) mod tests {
         port.send(&clock, b"listens");
         assert!(clock.now_us() < after_first + 100);
         assert!(port.transmitter.sent.is_empty());
+        port.drain(&clock);
+        assert!(clock.now_us() < after_first + 200);
+    }
+
+    #[test]
+    fn port_that_never_drains_is_waited_for_once() {
+        let clock = Ticking(Cell::new(0));
+        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: true }, None);
+        port.drain(&clock);
+        let after_first = clock.now_us();
+        assert!((SEND_US..SEND_US + 1000).contains(&after_first));
+        port.drain(&clock);
+        assert!(clock.now_us() < after_first + 100);
     }
 }

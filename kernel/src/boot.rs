@@ -5,6 +5,7 @@ use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
 use drivers::firmware::Firmware;
 use heapless::String;
+use spin::Once;
 
 use crate::memory::PhysicalMemory;
 
@@ -22,6 +23,17 @@ pub struct BootInfo {
     pub memory: PhysicalMemory<'static>,
     /// Bytes of memory that the payload uses: image, stacks, tables and buffers.
     pub image_size: u64,
+}
+
+/// What was told at the start, for as long as the payload runs: too much for its stack.
+static BOOT: Once<BootInfo> = Once::new();
+
+impl BootInfo {
+    /// Keeps what `told` gives. To be called once.
+    #[inline(never)]
+    pub fn keep(told: impl FnOnce() -> BootInfo) -> &'static BootInfo {
+        BOOT.call_once(told)
+    }
 }
 
 /// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is

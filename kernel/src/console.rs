@@ -36,6 +36,15 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
 }
 
+/// Waits until the last line is on the wire.
+pub fn drain() {
+    if let Some(mut port) = PORT.try_lock()
+        && let Some(port) = port.as_mut()
+    {
+        port.drain(&PayloadClock);
+    }
+}
+
 struct Lines<'a>(&'a mut SerialPort<arch::console::Port>);
 
 impl Write for Lines<'_> {

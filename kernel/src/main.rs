@@ -54,7 +54,7 @@ static WORKSPACE: Mutex<Workspace> =
 static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
-fn main(boot: &BootInfo) -> ! {
+fn main(boot: &'static BootInfo) -> ! {
     let options = Options::parse(&boot.command_line.0);
     // The first line comes as soon as a console is known, before anything can fail.
     if console::open(options.console, &boot.firmware, &boot.memory) {
@@ -70,7 +70,7 @@ fn main(boot: &BootInfo) -> ! {
     if console::open(options.console, firmware, &boot.memory) {
         greet(&options);
     }
-    match arch::clock::ticks_per_second(firmware) {
+    match arch::clock::ticks_per_second(firmware, &boot.memory) {
         Some(rate) => time::set_rate(rate),
         None => say!("no way to measure the clock: all times are rough"),
     }
@@ -178,19 +178,19 @@ impl Machine for ThisMachine<'_> {
 
 fn finish(after: After) -> ! {
     let firmware = FIRMWARE.get();
+    say!(
+        "{}",
+        match after {
+            After::Reboot => "rebooting",
+            After::PowerOff => "switching off",
+            After::Halt => "halted",
+        }
+    );
+    console::drain();
     match after {
-        After::Reboot => {
-            say!("rebooting");
-            arch::reset::reboot(firmware)
-        }
-        After::PowerOff => {
-            say!("switching off");
-            arch::reset::power_off(firmware)
-        }
-        After::Halt => {
-            say!("halted");
-            arch::reset::halt()
-        }
+        After::Reboot => arch::reset::reboot(firmware),
+        After::PowerOff => arch::reset::power_off(firmware),
+        After::Halt => arch::reset::halt(),
     }
 }
 

@@ -44,9 +44,9 @@ impl PhysicalMemory<'_> {
         self.with_page(at, |page| page.part(at.0 % PAGE, size).map(|part| with(&part))).flatten()
     }
 
-    /// Maps the registers of the console, before it is known where memory is: only here is firmware
-    /// believed that there is none. A console that is wrong would cost a dump its reason.
-    pub fn map_console(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
+    /// Maps registers before it is known where memory is, those of the console and the clock: only
+    /// here is firmware believed that there is none. Without them a dump that fails has no reason.
+    pub fn map_early(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
         let end = at.0.checked_add(size).filter(|&end| end <= self.limit)?;
         let apart = end <= self.own.start || self.own.end <= at.0;
         apart.then(|| windows::device_pages(at, size)).flatten()
@@ -96,6 +96,7 @@ impl Physical for PhysicalMemory<'_> {
 
 impl MapPage for PhysicalMemory<'_> {
     fn with_page<T>(&self, at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Option<T> {
-        self.may_be_device(at, 4096).then(|| windows::with_device_page(at, with)).flatten()
+        let page = PhysAddr(at.0 & !(PAGE - 1));
+        self.may_be_device(page, PAGE).then(|| windows::with_device_page(page, with)).flatten()
     }
 }

@@ -5,7 +5,8 @@ use core::cell::UnsafeCell;
 /// Size of the page below a stack, in bytes.
 const GUARD_SIZE: usize = 4096;
 
-/// A stack; below it lies a page that is never mapped, so that a stack that is too small faults.
+/// A stack, whose first push goes below its end; below it lies a page that is never mapped, so that
+/// a stack that is too small faults.
 #[repr(C, align(4096))]
 pub struct Stack<const SIZE: usize> {
     guard: UnsafeCell<[u8; GUARD_SIZE]>,
@@ -24,10 +25,5 @@ impl<const SIZE: usize> Stack<SIZE> {
     /// Address of the guard page.
     pub fn guard(&self) -> u64 {
         self.guard.get() as u64
-    }
-
-    /// Where the first push goes below.
-    pub fn top(&self) -> u64 {
-        self.bytes.get() as u64 + SIZE as u64
     }
 }

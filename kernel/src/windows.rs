@@ -10,6 +10,7 @@ use drivers::mmio::Mmio;
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::arch::paging::{DEVICE_WINDOW, OLD_WINDOW, Tables};
+use crate::arch::trap::DEVICE_ACCESS;
 
 /// Slots of the window of old memory, and pages of the window of device registers.
 pub const SLOTS: u64 = 512;
@@ -70,13 +71,14 @@ pub unsafe fn with_memory<T>(at: PhysAddr, size: u64, with: impl FnOnce(&[u8]) -
     Some(with(unsafe { core::slice::from_raw_parts(from, size) }))
 }
 
-/// Maps `size` bytes of device registers at `at` for good. `None` when the window is full.
+/// Maps `size` bytes of device registers at `at` for good. `None` when the window is full or the
+/// address not a multiple of 4.
 pub fn device_pages(at: PhysAddr, size: u64) -> Option<Mmio> {
     let mut windows = windows()?;
     let offset = at.0 % PAGE;
     let pages = offset.checked_add(size)?.div_ceil(PAGE);
     let first = windows.device_pages;
-    if size == 0 || pages > SLOTS - first {
+    if size == 0 || !at.0.is_multiple_of(4) || pages > SLOTS - first {
         return None;
     }
     for page in 0..pages {
@@ -87,7 +89,7 @@ pub fn device_pages(at: PhysAddr, size: u64) -> Option<Mmio> {
     drop(windows);
     let base = NonNull::new((DEVICE_WINDOW + first * PAGE + offset) as *mut u8)?;
     // SAFETY: just mapped as device memory, and the page is never given away again.
-    Some(unsafe { Mmio::new(base, size) })
+    Some(unsafe { Mmio::new(base, size, &DEVICE_ACCESS) })
 }
 
 /// Maps the page of device registers at `at` for as long as `with` runs. Not to be nested.
@@ -97,5 +99,5 @@ pub fn with_device_page<T>(at: PhysAddr, with: impl FnOnce(&Mmio) -> T) -> Optio
     let base = NonNull::new(DEVICE_WINDOW as *mut u8)?;
     // SAFETY: just mapped as device memory; the lock is held, so nobody maps something else
     // meanwhile.
-    Some(with(&unsafe { Mmio::new(base, PAGE) }))
+    Some(with(&unsafe { Mmio::new(base, PAGE, &DEVICE_ACCESS) }))
 }

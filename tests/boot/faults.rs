@@ -1,17 +1,18 @@
 //! What goes wrong while the dump is written costs as little as it can.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
-use tests::core_file::CoreFile;
-use tests::crash::{bench, directory};
+use tests::core_file::{CoreFile, part};
+use tests::crash::{Crashed, bench, directory};
 use xtask::dump::DUMP;
 use xtask::guest::Scenario;
+use xtask::qemu::Blob;
 
 /// QEMU's monitor command for a machine check on CPU 0, bank 1: uncorrected, with an address; the
 /// interrupted code can go on (MCi_STATUS, MCG_STATUS, MCi_ADDR, MCi_MISC; Intel SDM 3B, 16.3).
@@ -35,7 +36,7 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     vm.expect(&["tinykdump: writing"], DUMP)?;
     let give_up = Instant::now() + DUMP;
     while !vm.console.text().contains(UNREADABLE) && Instant::now() < give_up {
-        vm.qmp("human-monitor-command", json!({ "command-line": MACHINE_CHECK }))?;
+        vm.monitor(MACHINE_CHECK)?;
         sleep(INTERVAL);
     }
     let end = vm.wait_for_end(DUMP)?;
@@ -53,6 +54,74 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     std::fs::remove_file(&dump)?;
     std::fs::remove_file(&disk.image)?;
     Ok(())
+}
+
+/// Where RAM begins on the `virt` machine, and where its 512 MiB end.
+const RAM: Range<u64> = 0x4000_0000..0x6000_0000;
+
+/// In RAM, and beyond the 256 MiB that the guest's kernel is told of.
+const HANDMADE: u64 = 0x5f00_0000;
+
+/// Reading where no memory is ends in an external abort, as reading memory that is broken does. A
+/// handmade elfcorehdr, in RAM that the kernel does not own, claims a MiB beyond the end of RAM.
+#[test]
+fn external_aborts_cost_the_pages_that_cannot_be_read_and_no_more() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let bench = bench("aarch64")?;
+    let directory = directory("faults/external-abort")?;
+    let file = directory.join("elfcorehdr");
+    std::fs::write(&file, elfcorehdr(&[(RAM.start, 128 * MIB), (RAM.end - MIB, 2 * MIB)]))?;
+    let scenario = Scenario {
+        kernel_options: "mem=256M".to_owned(),
+        blobs: vec![Blob { file, address: HANDMADE }],
+        ..bench.scenario().appending(&format!("elfcorehdr={HANDMADE:#x}"))
+    };
+    let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
+    let mut differences = Vec::new();
+    let disks = vec![disk.clone()];
+    let crashed = Crashed::new(bench, &scenario, disks, &directory, |vm| {
+        let core = CoreFile::open(&disk.image)?;
+        let in_ram = core.loads().map(|load| part(load, 0, RAM.end - load.p_paddr));
+        differences = core.differences_in(in_ram, vm, &directory)?;
+        Ok(())
+    })?;
+    crashed.expect_payload_line("256 unreadable")?;
+    crashed.expect_payload_line("complete after")?;
+    ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
+    ensure!(differences.is_empty(), "{differences:#?}");
+
+    let dump = bench.loader.save(&disk.image, &directory)?;
+    let bytes: u64 = CoreFile::open(&dump)?.loads().map(|load| load.p_filesz).sum();
+    ensure!(bytes == 130 * MIB, "{bytes} bytes of 130 MiB are in the dump");
+    for page in (RAM.end..RAM.end + MIB).step_by(4096) {
+        ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
+    }
+    std::fs::remove_file(&dump)?;
+    std::fs::remove_file(&disk.image)?;
+    Ok(())
+}
+
+/// An ELF header and a PT_LOAD for each of `ranges`, which are addresses and sizes (System V ABI,
+/// "ELF Header", "Program Header"; all fields little-endian).
+fn elfcorehdr(ranges: &[(u64, u64)]) -> Vec<u8> {
+    let half = u16::to_le_bytes;
+    let (word, xword) = (u32::to_le_bytes, u64::to_le_bytes);
+    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+    bytes.resize(16, 0);
+    // ET_CORE for EM_AARCH64, program headers right behind this one.
+    bytes.extend([half(4), half(183)].concat());
+    bytes.extend(word(1));
+    bytes.extend([xword(0), xword(64), xword(0)].concat());
+    let count = u16::try_from(ranges.len()).unwrap_or(u16::MAX);
+    bytes.extend(word(0));
+    bytes.extend([half(64), half(56), half(count), half(0), half(0), half(0)].concat());
+    for &(at, size) in ranges {
+        let direct_map = 0xffff_0000_0000_0000 + (at - RAM.start);
+        bytes.extend([word(1), word(0)].concat());
+        let fields = [at, direct_map, at, size, size, 0];
+        bytes.extend(fields.into_iter().flat_map(xword));
+    }
+    bytes
 }
 
 /// The page at the physical address `at`.

@@ -1,5 +1,6 @@
 //! The dump as an ELF core, and its comparison with the machine's own memory.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -105,7 +106,11 @@ impl CoreFile {
         self.differences_in(pieces, vm, directory)
     }
 
-    fn differences_in(
+    /// The same for `pieces` of the PT_LOADs; see [`part`].
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn differences_in(
         &self,
         pieces: impl Iterator<Item = ProgramHeader>,
         vm: &mut Vm,
@@ -158,8 +163,38 @@ impl CoreFile {
     }
 }
 
+/// The symbols of a vmlinux.
+pub struct Symbols {
+    by_name: BTreeMap<String, u64>,
+}
+
+impl Symbols {
+    /// Reads those of `vmlinux`.
+    ///
+    /// # Errors
+    /// When there is no such file or it is not ELF.
+    pub fn read(vmlinux: &Path) -> Result<Symbols> {
+        let bytes = std::fs::read(vmlinux)?;
+        let elf = Elf::parse(&bytes).with_context(|| format!("in {}", vmlinux.display()))?;
+        let named = elf
+            .syms
+            .iter()
+            .filter_map(|symbol| Some((elf.strtab.get_at(symbol.st_name)?.to_owned(), symbol)));
+        Ok(Symbols { by_name: named.map(|(name, symbol)| (name, symbol.st_value)).collect() })
+    }
+
+    /// The address of `name` in a kernel that was not moved.
+    ///
+    /// # Errors
+    /// When there is no symbol of this name.
+    pub fn address(&self, name: &str) -> Result<u64> {
+        self.by_name.get(name).copied().with_context(|| format!("vmlinux has no symbol {name}"))
+    }
+}
+
 /// At most `size` bytes of `load` from the offset `at` on, as a header of their own.
-fn part(load: &ProgramHeader, at: u64, size: u64) -> ProgramHeader {
+#[must_use]
+pub fn part(load: &ProgramHeader, at: u64, size: u64) -> ProgramHeader {
     ProgramHeader {
         p_offset: load.p_offset + at,
         p_paddr: load.p_paddr + at,

@@ -117,12 +117,16 @@ pub fn gdb(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     let uts = u64::from_str_radix(&core.vmcoreinfo("SYMBOL(init_uts_ns)")?, 16)?;
     let name: u64 = core.vmcoreinfo("OFFSET(uts_namespace.name)")?.parse()?;
     let release = core.vmcoreinfo("OSRELEASE")?;
-    let mut command = fixtures.packages("gdb")?.command("usr/bin/gdb")?;
-    command.args(["-nx", "-batch", "-ex", "info registers rip", "-ex"]);
+    let tools = fixtures.packages("gdb")?;
+    let mut command = tools.command("usr/bin/gdb-multiarch")?;
+    // It starts Python, which wants its library: PYTHONHOME/lib/python3.11.
+    let library = tools.file("usr/lib/python3.11/os.py")?;
+    command.env("PYTHONHOME", library.ancestors().nth(3).context("no Python home")?);
+    command.args(["-nx", "-batch", "-ex", "print/x $pc", "-ex"]);
     command.arg(format!("x/s {:#x}", uts + name + RELEASE_OFFSET)).arg("-c").arg(dump);
     let text = process::output(&mut command)?;
     ensure!(text.contains(&format!("\"{release}\"")), "gdb does not find {release:?}:\n{text}");
-    ensure!(text.contains("rip            0xffffffff"), "gdb shows no kernel address:\n{text}");
+    ensure!(text.contains("$1 = 0xffff"), "gdb shows no kernel address:\n{text}");
     Ok(())
 }
 

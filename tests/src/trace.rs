@@ -94,14 +94,14 @@ pub fn of_analyzer_by_task(text: &str) -> Result<BTreeMap<u64, Vec<Frame>>> {
     Ok(tasks)
 }
 
-/// The frames from the function that crashes on purpose down to the system call.
+/// The frames from the function that called `panic` down to the system call.
 ///
 /// # Errors
-/// When that function is not there.
+/// When `panic` is not there.
 pub fn from_crash(frames: &[Frame]) -> Result<&[Frame]> {
-    let from = frames.iter().position(|frame| frame.function == "sysrq_handle_crash");
-    let from = from.with_context(|| format!("no sysrq_handle_crash in {frames:#?}"))?;
-    Ok(&frames[from..])
+    let panic = frames.iter().position(|frame| frame.function == "panic");
+    let panic = panic.with_context(|| format!("no panic in {frames:#?}"))?;
+    Ok(&frames[panic + 1..])
 }
 
 /// `function+0x16` of every frame that has one of its own, to compare and to show.

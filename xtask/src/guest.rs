@@ -27,6 +27,8 @@ pub enum Trigger {
     Sysrq,
     /// The same on the CPU with this number.
     SysrqOnCpu(u32),
+    /// Nothing in the guest: whoever runs it does something to the machine.
+    FromOutside,
 }
 
 /// One way to boot, load and crash.
@@ -52,6 +54,8 @@ pub struct Scenario {
     pub append: String,
     /// What lies in the guest's memory before its kernel starts.
     pub blobs: Vec<Blob>,
+    /// Shell commands that the guest runs when the payload is loaded; `say` prints a line.
+    pub before: String,
     /// What brings the kernel down.
     pub trigger: Trigger,
 }
@@ -71,6 +75,7 @@ impl Scenario {
             kernel_options: String::new(),
             append: format!("console={},115200n8", target.qemu.console),
             blobs: Vec::new(),
+            before: String::new(),
             trigger: Trigger::Sysrq,
         }
     }
@@ -254,6 +259,7 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
         Trigger::SysrqOnCpu(cpu) => {
             format!("taskset -c {cpu} sh -c 'echo c > /proc/sysrq-trigger'")
         }
+        Trigger::FromOutside => "while :; do sleep 1; done".to_owned(),
     };
     let mut script = String::from(
         "#!/bin/busybox sh\n\
@@ -281,9 +287,11 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
          \x20   \"crash_size $(cat /sys/kernel/kexec_crash_size)\"\n\
          [ \"$code\" = 0 ] && [ \"$loaded\" = 1 ] || fail \"nothing is loaded\"\n\
          echo 1 > /proc/sys/kernel/sysrq\n\
+         {before}\n\
          say \"crashing\"\n\
          {crash}\n",
         append = scenario.append,
+        before = scenario.before,
     )?;
     Ok(script)
 }

@@ -26,6 +26,12 @@ enum Command {
     Demo(xtask::demo::Options),
     /// Time `host-analyzer bt` against drgn on the same dump.
     BenchAnalyzer,
+    /// Print the rate at which the payload writes, and that of the guest's own Linux.
+    BenchPayload {
+        /// The architecture: a file name in targets/, without .toml.
+        #[arg(long, default_value = "x86_64")]
+        arch: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,7 +52,8 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Fixtures => xtask::fixtures::Fixtures::open()?.all()?,
         Command::Demo(options) => xtask::demo::run(&options)?,
-        Command::BenchAnalyzer => xtask::bench::analyzer()?,
+        Command::BenchAnalyzer => xtask::bench::analyzer::run()?,
+        Command::BenchPayload { arch } => xtask::bench::payload::run(&arch)?,
     }
     Ok(())
 }

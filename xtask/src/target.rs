@@ -116,3 +116,23 @@ impl Target {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_a_usual_machine_and_a_system_call() {
+        for arch in ["x86_64", "aarch64"] {
+            let target = Target::load(arch).unwrap();
+            assert!(target.machine("usual").is_ok(), "{arch}");
+            assert!(!target.syscalls.is_empty(), "{arch}");
+        }
+    }
+
+    #[test]
+    fn unknown_machine_is_answered_with_those_that_there_are() {
+        let error = Target::load("x86_64").unwrap().machine("vax").unwrap_err().to_string();
+        assert!(error.contains("targets/x86_64.toml") && error.contains("i440fx"), "{error}");
+    }
+}

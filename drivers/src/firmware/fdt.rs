@@ -13,7 +13,7 @@ use heapless::Vec;
 use crate::PhysAddr;
 use crate::firmware::efi::{Efi, MemoryMap};
 use crate::firmware::{EcamRange, Firmware, PciHost, PsciConduit, Region, Uart, UartKind, Window};
-use tree::{Cells, Node, Tree, region, registers, translate};
+use tree::{Cells, Node, Tree, region, registers, sees_memory_in_place, translate};
 
 pub use tree::claimed_size;
 
@@ -99,13 +99,13 @@ fn take_device(firmware: &mut Firmware, path: &[Node<'_>]) {
     for name in compatible.split(|&byte| byte == 0) {
         match name {
             // virtio/mmio.yaml
-            b"virtio,mmio" if enabled(path) => {
+            b"virtio,mmio" if enabled(path) && sees_memory_in_place(path) => {
                 if let Some(registers) = registers(path) {
                     let _ = firmware.virtio_mmio.push(registers.at);
                 }
             }
             // pci/host-generic-pci.yaml
-            b"pci-host-ecam-generic" if enabled(path) => {
+            b"pci-host-ecam-generic" if enabled(path) && sees_memory_in_place(path) => {
                 let next = firmware.pci.len() as u16;
                 if let Some(host) = pci_host(path, next) {
                     let _ = firmware.pci.push(host);

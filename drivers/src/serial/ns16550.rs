@@ -60,6 +60,10 @@ impl<B: Backend> Transmitter for Ns16550<B> {
     fn send_some(&mut self, bytes: &[u8]) -> usize {
         self.uart.send_bytes(&bytes[..bytes.len().min(self.depth)])
     }
+
+    fn is_idle(&mut self) -> bool {
+        self.uart.lsr().contains(LSR::TRANSMITTER_EMPTY)
+    }
 }
 
 /// The set-up for a speed, if the port can have it.

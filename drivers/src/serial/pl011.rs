@@ -119,6 +119,10 @@ impl<R: Registers> Transmitter for Pl011<R> {
         }
         bytes.len()
     }
+
+    fn is_idle(&mut self) -> bool {
+        self.registers.read32(register::FLAGS) & flag::BUSY == 0
+    }
 }
 
 /// The divisor for a speed in units of 1/64 (section 3.3.6), if the port can have it.

@@ -8,6 +8,7 @@ mod console;
 mod qmp;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,11 +31,16 @@ const AT_ONCE: usize = 2;
 /// How long QEMU itself may take to answer, whatever the guest does.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// A disk of the machine: a raw image, holes kept.
+/// What a disk does when the guest writes zeros: nothing, holes in the image stay holes.
+const KEEP_HOLES: &str = "discard=unmap,detect-zeroes=unmap";
+
+/// A disk of the machine: a raw image.
 #[derive(Clone, Debug)]
 pub struct Disk {
     /// The image file.
     pub image: PathBuf,
+    /// QEMU's options for it, such as `cache=unsafe`.
+    pub options: &'static str,
 }
 
 /// What machine to start.
@@ -100,7 +106,7 @@ impl Machine<'_> {
         let shown = process::display(&command);
         let stderr = directory.join("qemu.log");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr)?)
             .spawn()
@@ -155,10 +161,7 @@ impl Machine<'_> {
             let image = option_value(&disk.image);
             command
                 .arg("-drive")
-                .arg(format!(
-                    "if=none,id=disk{index},format=raw,file={image},discard=unmap,\
-                     detect-zeroes=unmap"
-                ))
+                .arg(format!("if=none,id=disk{index},format=raw,file={image},{}", disk.options))
                 .args(["-device", &format!("{},drive=disk{index}", self.variant.disk)]);
         }
         command
@@ -202,6 +205,33 @@ impl Vm {
     /// When QEMU refuses or does not answer.
     pub fn pause(&mut self) -> Result<()> {
         self.qmp("stop", json!({})).map(drop)
+    }
+
+    /// Lets the CPUs go on.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn resume(&mut self) -> Result<()> {
+        self.qmp("cont", json!({})).map(drop)
+    }
+
+    /// Sends `bytes` to the first serial port, as if they were typed.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn type_in(&mut self, bytes: &[u8]) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("QEMU has no input")?;
+        input.write_all(bytes)?;
+        Ok(input.flush()?)
+    }
+
+    /// Runs a command of QEMU's monitor for people, for what QMP has no command.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn monitor(&mut self, command: &str) -> Result<String> {
+        let answer = self.qmp("human-monitor-command", json!({ "command-line": command }))?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     /// Writes `size` bytes of the guest's physical memory from `address` on, as QEMU reads it, into
@@ -305,5 +335,5 @@ pub fn sparse_image(path: &Path, size: u64) -> Result<Disk> {
     if size == 0 {
         bail!("a disk of no size");
     }
-    Ok(Disk { image: path.to_owned() })
+    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES })
 }

@@ -270,6 +270,38 @@ fn configuration_space_begins_with_the_first_bus_and_ends_with_its_registers() {
 }
 
 #[test]
+fn devices_that_see_memory_elsewhere_are_left_alone() {
+    let disks = |child: u32| {
+        let blob = tree(|root| {
+            root.bus(2, 2);
+            root.node("soc", |soc| {
+                soc.text("compatible", "simple-bus");
+                soc.bus(1, 1);
+                soc.bytes("ranges", &[]);
+                soc.cells(
+                    "dma-ranges",
+                    &[0, 0, 0, 0x4000_0000, child, 0, 0x4000_0000, 0x4000_0000],
+                );
+                soc.node("virtio@a000000", |disk| {
+                    disk.text("compatible", "virtio,mmio");
+                    disk.cells("reg", &[0xa00_0000, 0x200]);
+                });
+            });
+            root.node("pcie@10000000", |host| {
+                host.text("compatible", "pci-host-ecam-generic");
+                host.bus(3, 2);
+                host.cells("reg", &[0x40, 0x1000_0000, 0, 0x1000_0000]);
+                host.cells("dma-ranges", &[0x4300_0000, 0, child, 0, 0x4000_0000, 0, 0x4000_0000]);
+            });
+        });
+        let facts = DeviceTree::read(&blob).unwrap().firmware;
+        (facts.virtio_mmio.len(), facts.pci.len())
+    };
+    assert_eq!(disks(0x4000_0000), (1, 1));
+    assert_eq!(disks(0), (0, 0));
+}
+
+#[test]
 fn tables_of_uefi_are_found() {
     let blob = board();
     let memory_map = Some(MemoryMap { at: PhysAddr(0x3000), size: 0x960, descriptor_size: 0x30 });

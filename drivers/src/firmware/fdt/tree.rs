@@ -275,6 +275,27 @@ fn through(ranges: &[u8], cells: [u32; 3], at: u64, size: u64) -> Option<u64> {
     None
 }
 
+/// Whether the device that `path` leads to, by its own accesses, sees memory where the processor does
+/// (`dma-ranges`, section 2.3.9). One that does not would write elsewhere than it is told.
+pub fn sees_memory_in_place(path: &[Node<'_>]) -> bool {
+    path.windows(2).all(|pair| {
+        let [parent, bus] = pair else { return true };
+        let Some(ranges) = bus.property("dma-ranges") else { return true };
+        let ((child_cells, size_cells), (parent_cells, _)) = (bus.cells(), parent.cells());
+        // An address on a PCI bus has one cell more, for its kind.
+        let kind_cells = child_cells.saturating_sub(2);
+        let mut entries = Cells(ranges);
+        let mut in_place = || {
+            entries.take(kind_cells)?;
+            let child = entries.take(child_cells - kind_cells)?;
+            let parent = entries.take(parent_cells)?;
+            entries.take(size_cells)?;
+            Some(child == parent)
+        };
+        (0..MAX_RANGES).map_while(|_| in_place()).all(|same| same)
+    })
+}
+
 /// Cells that are taken from the front.
 pub struct Cells<'a>(pub &'a [u8]);
 

@@ -6,11 +6,9 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
 use drivers::PhysAddr;
 use drivers::firmware::Firmware;
-use drivers::mmio::Mmio;
+use drivers::mmio::Registers;
 
-use super::paging::DEVICE_WINDOW;
-use super::trap;
-use crate::windows::{self, PAGE};
+use crate::memory::PhysicalMemory;
 
 /// The counter at the payload's first instruction.
 static START: AtomicU64 = AtomicU64::new(0);
@@ -28,27 +26,26 @@ pub(super) fn start(at: u64) {
 pub fn ticks() -> u64 {
     // The counter may be read ahead of what comes before in the program.
     barrier::isb(barrier::SY);
-    CNTVCT_EL0.get().wrapping_sub(START.load(Ordering::Relaxed))
+    // A counter that jumps back, as some do by an erratum, must not end every wait.
+    CNTVCT_EL0.get().saturating_sub(START.load(Ordering::Relaxed))
 }
 
 /// Ticks per second: told by the device tree, which corrects firmware that set the register wrong,
 /// by the register CNTFRQ_EL0, or by the counter itself. `None` when there is no way to know.
 #[must_use]
-pub fn ticks_per_second(firmware: &Firmware) -> Option<u64> {
+pub fn ticks_per_second(firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Option<u64> {
     let possible = |rate: &u64| POSSIBLE.contains(rate);
     firmware
         .counter_hz
         .filter(possible)
         .or(Some(CNTFRQ_EL0.get()).filter(possible))
-        .or_else(|| told_by_counter(firmware.counter_control?).filter(possible))
+        .or_else(|| told_by_counter(firmware.counter_control?, memory).filter(possible))
 }
 
-/// CNTFID0 of the counter's control frame, which most firmware keeps for itself (DDI 0487, I5.6).
-fn told_by_counter(frame: PhysAddr) -> Option<u64> {
+/// CNTFID0 of the counter's control frame, which most firmware keeps for itself (DDI 0487, I5.6):
+/// then it reads as all ones.
+fn told_by_counter(frame: PhysAddr, memory: &PhysicalMemory<'_>) -> Option<u64> {
     const CNTFID0: u64 = 0x20;
-    let register = (DEVICE_WINDOW + CNTFID0) as *const u32;
-    // SAFETY: the frame's page is mapped there while this runs.
-    let read = |_: &Mmio| unsafe { trap::read_register(register) };
-    let aligned = frame.0.is_multiple_of(PAGE);
-    aligned.then(|| windows::with_device_page(frame, read)).flatten().flatten().map(u64::from)
+    let registers = memory.map_early(frame, CNTFID0 + 4)?;
+    Some(registers.read32(CNTFID0).into())
 }

@@ -15,6 +15,6 @@ pub type Port = MemoryPort<Mmio>;
 #[must_use]
 pub fn port(_: Console, firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Option<Port> {
     let uart = firmware.console?;
-    let registers = memory.map_console(uart.base, registers_size(uart.kind))?;
+    let registers = memory.map_early(uart.base, registers_size(uart.kind))?;
     Some(MemoryPort::new(&uart, registers))
 }

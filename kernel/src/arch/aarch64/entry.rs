@@ -7,10 +7,11 @@ use drivers::PhysAddr;
 use drivers::firmware::efi;
 use drivers::firmware::fdt::{self, DeviceTree};
 
-use super::{clock, paging, trap};
+use super::{clock, paging, reset, trap};
 use crate::boot::{BootInfo, CommandLine};
 use crate::image;
 use crate::memory::PhysicalMemory;
+use crate::time;
 use crate::windows;
 
 global_asm!(
@@ -22,19 +23,28 @@ global_asm!(
     rela_end = sym image::__rela_end,
     stack = sym image::STACK,
     stack_size = const size_of_val(&image::STACK),
+    trap_stack = sym trap::STACK,
+    trap_stack_size = const size_of_val(&trap::STACK),
     vectors = sym trap::trap_vectors,
+    sctlr_el2_off = const paging::SCTLR_EL2_OFF,
     sctlr_off = const paging::SCTLR_OFF,
     entry = sym entry,
 );
 
-/// Called by the assembly above with the address of the device tree and the counter as it was at
-/// the first instruction.
-extern "C" fn entry(device_tree: u64, start: u64) -> ! {
+/// Called by the assembly above with the address of the device tree, the counter as it was at the
+/// first instruction, and the exception level at which the payload was entered.
+extern "C" fn entry(device_tree: u64, start: u64, exception_level: u64) -> ! {
     clock::start(start);
+    reset::started_at_el2(exception_level == 2);
     let tables = paging::init();
     trap::init();
     windows::open(tables);
-    crate::main(&boot_info(PhysAddr(device_tree)))
+    let boot = BootInfo::keep(|| boot_info(PhysAddr(device_tree)));
+    // The console waits with deadlines, and the counter is far slower than is guessed for x86.
+    if let Some(rate) = clock::ticks_per_second(&boot.firmware, &boot.memory) {
+        time::set_rate(rate);
+    }
+    crate::main(boot)
 }
 
 fn boot_info(device_tree: PhysAddr) -> BootInfo {

@@ -11,26 +11,55 @@ _start:
     msr daifset, #0xf
     mov x19, x0
 
-    mrs x0, CurrentEL
-    cmp x0, #2 << 2
+    mrs x21, CurrentEL
+    cmp x21, #2 << 2
     b.ne at_el1
 
     // At EL2: leave for EL1 with everything that EL2 could trap switched off. All further code then
     // knows one exception level only. Linux does the same at its start, on the same grounds
-    // (arch/arm64/include/asm/el2_setup.h, kernel 6.12).
+    // (arch/arm64/kernel/head.S and arch/arm64/include/asm/el2_setup.h, kernel 6.12).
+    ldr x0, ={sctlr_el2_off}
+    msr sctlr_el2, x0
+    adrp x0, el2_vectors
+    add x0, x0, :lo12:el2_vectors
+    msr vbar_el2, x0
+    ldr x1, ={sctlr_off}
+
+    // Processors that know VHE only: they say so in ID_AA64MMFR4_EL1.E2H0 (negative), or show it
+    // by one register where FAR_EL1 and FAR_EL2 should be two. HCR_EL2.E2H need not read as one.
+    mrs x2, S3_0_C0_C7_4
+    tbnz x2, #27, 1f
     mov x0, #1 << 31                // HCR_EL2: RW, EL1 is AArch64; no VHE, no stage 2, no traps
+    dsb nsh
     msr hcr_el2, x0
     isb
-    ldr x1, ={sctlr_off}
-    mrs x0, hcr_el2
-    tbnz x0, #34, 1f                // E2H that cannot be cleared (processors with VHE alone)
+    mov x0, #1
+    msr far_el1, x0
+    isb
+    mov x0, #2
+    msr far_el2, x0
+    isb
+    mrs x2, far_el1
+    cmp x2, #2
+    b.eq 1f
+
     msr sctlr_el1, x1
-    mov x0, #0x33ff                 // CPTR_EL2: its bits that are one, no traps
+    mov x0, #0x33ff                 // CPTR_EL2: its bits that are one, which trap SVE and SME alone
+    mrs x2, id_aa64pfr1_el1
+    ubfx x2, x2, #24, #4            // FEAT_SME
+    cbz x2, 0f
+    bic x0, x0, #1 << 12            // TSM
+0:
     mov x2, #3                      // CNTHCTL_EL2: EL1 reads counter and timer
     b 2f
 1:
+    mov x0, #1 << 31                // HCR_EL2: RW and E2H
+    orr x0, x0, #1 << 34
+    dsb nsh
+    msr hcr_el2, x0
+    isb
     msr S3_5_C1_C0_0, x1            // SCTLR_EL12
-    mov x0, #3 << 20                // CPTR_EL2 has CPACR_EL1's layout then: FPEN
+    ldr x0, =0x3330000              // CPTR_EL2 has CPACR_EL1's layout then: SMEN, FPEN, ZEN
     mov x2, #3 << 10 | 3
 2:
     msr cptr_el2, x0
@@ -44,7 +73,8 @@ _start:
     mrs x0, id_aa64mmfr1_el1
     ubfx x0, x0, #40, #4            // FEAT_HCX
     cbz x0, 3f
-    msr S3_4_C1_C2_2, xzr           // HCRX_EL2: with it, TCR2_EL1 and SCTLR2_EL1 count as zero
+    mov x0, #3 << 14                // HCRX_EL2: TCR2_EL1 and SCTLR2_EL1 are EL1's, to be cleared there
+    msr S3_4_C1_C2_2, x0
 3:
     mrs x0, id_aa64mmfr0_el1
     ubfx x0, x0, #56, #4            // FEAT_FGT
@@ -66,6 +96,14 @@ at_el1:
     ldr x0, ={sctlr_off}
     msr sctlr_el1, x0
     mov x0, #3 << 20                // CPACR_EL1: FPEN, as compiled code uses the vector registers
+    mrs x1, id_aa64pfr1_el1
+    ubfx x1, x1, #24, #4            // FEAT_SME
+    cbz x1, 5f
+    orr x0, x0, #3 << 24            // SMEN
+    msr cpacr_el1, x0
+    isb
+    msr S0_3_C4_C6_3, xzr           // SMSTOP: a program may have been in streaming mode
+5:
     msr cpacr_el1, x0
     adrp x0, {vectors}
     add x0, x0, :lo12:{vectors}
@@ -80,12 +118,12 @@ at_el1:
     add x0, x0, :lo12:{bss_start}
     adrp x1, {bss_end}
     add x1, x1, :lo12:{bss_end}
-5:
-    cmp x0, x1
-    b.hs 6f
-    stp xzr, xzr, [x0], #16
-    b 5b
 6:
+    cmp x0, x1
+    b.hs 7f
+    stp xzr, xzr, [x0], #16
+    b 6b
+7:
     // Addresses in data were linked for an image at 0: add where it really is.
     adrp x0, {image_start}
     add x0, x0, :lo12:{image_start}
@@ -93,18 +131,23 @@ at_el1:
     add x1, x1, :lo12:{rela_start}
     adrp x2, {rela_end}
     add x2, x2, :lo12:{rela_end}
-7:
+8:
     cmp x1, x2
-    b.hs 8f
+    b.hs 9f
     ldr x3, [x1]
     ldr x4, [x1, #16]
     add x4, x4, x0
     str x4, [x0, x3]
     add x1, x1, #24
-    b 7b
-8:
+    b 8b
+9:
     // The payload runs on the stack pointer of EL0, so that the processor changes to another stack
     // by itself when an exception comes.
+    msr spsel, #1
+    adrp x0, {trap_stack}
+    add x0, x0, :lo12:{trap_stack}
+    mov x1, {trap_stack_size}
+    add sp, x0, x1
     msr spsel, #0
     adrp x0, {stack}
     add x0, x0, :lo12:{stack}
@@ -114,5 +157,17 @@ at_el1:
     mov x30, xzr
     mov x0, x19
     mov x1, x20
+    lsr x2, x21, #2
     bl {entry}
     brk #0
+
+// Nothing comes to EL2 any more. If it does all the same, the machine restarts: PSCI SYSTEM_RESET.
+    .section .text.el2_vectors, "ax"
+    .balign 2048
+el2_vectors:
+    .rept 16
+    .balign 128
+    ldr w0, =0x84000009
+    smc #0
+    b .
+    .endr

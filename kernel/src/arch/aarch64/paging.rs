@@ -38,6 +38,9 @@ const OLD_SLOT: u64 = 2 << 20;
 /// their feature is missing (Linux: INIT_SCTLR_EL1_MMU_OFF, arch/arm64/include/asm/sysreg.h, 6.12).
 pub(super) const SCTLR_OFF: u64 = 0x30d0_0800;
 
+/// The same of SCTLR_EL2 (INIT_SCTLR_EL2_MMU_OFF).
+pub(super) const SCTLR_EL2_OFF: u64 = 0x30c5_0830;
+
 /// Bits of a descriptor.
 mod bit {
     pub const VALID: u64 = 1;
@@ -150,6 +153,8 @@ unsafe fn switch(lower: u64, upper: u64) {
     }
     // DminLine: the smallest line of all data caches, as a power of two of words of four bytes.
     let line = 4u64 << (cache_type >> 16 & 0xf);
+    // Without a barrier the stores may arrive after the lines are gone (DDI 0487, D7.5.9).
+    barrier::dmb(barrier::SY);
     let image = image::range();
     for at in (image.start..image.end).step_by(line as usize) {
         // SAFETY: kexec cleaned this memory from the caches when it loaded the image

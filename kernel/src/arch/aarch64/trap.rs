@@ -3,6 +3,8 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use drivers::mmio::{Access, Width};
+
 use super::reset;
 use crate::stack::Stack;
 
@@ -24,7 +26,15 @@ unsafe extern "C" {
     static copy_old_failed: u8;
     #[link_name = "copy_old"]
     fn copy_old_asm(to: *mut u8, from: *const u8, size: usize) -> u64;
-    fn copy_word(to: *mut u32, from: *const u32) -> u64;
+    static device_begin: u8;
+    static device_end: u8;
+    static device_failed: u8;
+    fn load_byte(from: *const u8) -> u32;
+    fn load_half(from: *const u8) -> u32;
+    fn load_word(from: *const u8) -> u32;
+    fn store_byte(to: *mut u8, value: u32);
+    fn store_half(to: *mut u8, value: u32);
+    fn store_word(to: *mut u8, value: u32);
 }
 
 /// Registers as `trap.s` leaves them on the stack; behind them lie the 32 vector registers.
@@ -60,18 +70,15 @@ mod entry {
 /// Exception class of a data abort at this exception level (ESR_EL1.EC; DDI 0487, D17.2.37).
 const DATA_ABORT: u64 = 0x25;
 
-/// Catches every exception from now on: the vector table is in force since the first instructions;
-/// now the handler gets its stack, and SErrors are let through. To be called once.
+/// ESR_EL1.WnR of a data abort: it was a write.
+const WRITE: u64 = 1 << 6;
+
+/// Catches every exception from now on: vector table and stack are in place since the first
+/// instructions, and now SErrors are let through. To be called once, with caches on.
 pub fn init() {
-    // SAFETY: the payload itself runs on the stack pointer of EL0. With the handler in place, an
-    // SError that has been pending since before the panic is let pass.
-    unsafe {
-        asm!(
-            "msr spsel, #1", "mov sp, {}", "msr spsel, #0", "msr daifclr, #4", "isb",
-            in(reg) STACK.top(),
-            options(nostack, preserves_flags),
-        );
-    }
+    // SAFETY: the handler is in place. An SError that has been pending since before the panic is let
+    // pass.
+    unsafe { asm!("msr daifclr, #4", "isb", options(nostack, preserves_flags)) };
 }
 
 /// Copies `into.len()` bytes at `from`, an address in the window of old memory. Returns whether no
@@ -85,47 +92,73 @@ pub unsafe fn copy_old(into: &mut [u8], from: *const u8) -> bool {
     unsafe { copy_old_asm(into.as_mut_ptr(), from, into.len()) == 0 }
 }
 
-/// Reads a device register that may be kept from us. `None` when that was an exception.
-///
-/// # Safety
-/// `from` must be mapped as device memory, and aligned.
-pub(super) unsafe fn read_register(from: *const u32) -> Option<u32> {
-    let mut value = 0;
-    // SAFETY: the destination is ours; the source is the caller's promise, and an abort there is
-    // caught by `handle`.
-    (unsafe { copy_word(&mut value, from) } == 0).then_some(value)
-}
+/// The way to device registers. One that the bus refuses, because its device is switched off or
+/// absent, reads as all ones.
+pub static DEVICE_ACCESS: Access = Access {
+    load: |at, width| {
+        // SAFETY: the caller's promise, and an abort is caught by `handle`.
+        unsafe {
+            match width {
+                Width::Byte => load_byte(at),
+                Width::Half => load_half(at),
+                Width::Word => load_word(at),
+            }
+        }
+    },
+    store: |at, width, value| {
+        // SAFETY: likewise.
+        unsafe {
+            match width {
+                Width::Byte => store_byte(at, value),
+                Width::Half => store_half(at, value),
+                Width::Word => store_word(at, value),
+            }
+        }
+    },
+};
 
 extern "C" fn handle(frame: &mut Frame) {
     static SERRORS: AtomicU32 = AtomicU32::new(0);
 
-    let failed_copy = is_copying(frame);
+    let is_data_abort = frame.esr >> 26 == DATA_ABORT;
+    let copying = frame.is_between(&raw const copy_old_begin, &raw const copy_old_end);
+    let at_device = frame.is_between(&raw const device_begin, &raw const device_end);
     match frame.entry {
-        entry::SYNCHRONOUS if failed_copy && frame.esr >> 26 == DATA_ABORT => {}
+        // A copy writes to our own memory: only its reads may fail.
+        entry::SYNCHRONOUS if is_data_abort && copying && frame.esr & WRITE == 0 => {
+            frame.elr = &raw const copy_old_failed as u64;
+        }
+        entry::SYNCHRONOUS if is_data_abort && at_device => {
+            frame.elr = &raw const device_failed as u64;
+        }
         // Of old memory being read, or of something that the dead kernel began: it may be weeks
         // old, and nothing of ours is lost that could be named.
-        entry::SERROR if SERRORS.fetch_add(1, Ordering::Relaxed) < MAX_SERRORS => {}
+        entry::SERROR if SERRORS.load(Ordering::Relaxed) < MAX_SERRORS => {
+            SERRORS.store(SERRORS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            if copying {
+                frame.elr = &raw const copy_old_failed as u64;
+            }
+        }
         _ => give_up(frame),
-    }
-    if failed_copy {
-        frame.elr = &raw const copy_old_failed as u64;
     }
 }
 
-/// Whether the exception came at one of the instructions that copy old memory.
-fn is_copying(frame: &Frame) -> bool {
-    let begin = &raw const copy_old_begin as u64;
-    let end = &raw const copy_old_end as u64;
-    (begin..end).contains(&frame.elr)
+impl Frame {
+    /// Whether the exception came at one of the instructions from `begin` to `end`.
+    fn is_between(&self, begin: *const u8, end: *const u8) -> bool {
+        (begin as u64..end as u64).contains(&self.elr)
+    }
 }
 
 fn give_up(frame: &Frame) -> ! {
     static GIVING_UP: AtomicBool = AtomicBool::new(false);
 
-    if GIVING_UP.swap(true, Ordering::Relaxed) || frame.entry >= entry::FROM_HANDLER {
+    // There is one processor; an exclusive access would need caches, which may not be on yet.
+    if frame.entry >= entry::FROM_HANDLER || GIVING_UP.load(Ordering::Relaxed) {
         // An exception on the way out: nothing can be trusted any more.
         reset::at_once();
     }
+    GIVING_UP.store(true, Ordering::Relaxed);
     let Frame { x, sp, elr, spsr, esr, far, entry } = *frame;
     let base = crate::image::range().start;
     crate::say!("exception {entry} in the payload, ESR {esr:#x}");

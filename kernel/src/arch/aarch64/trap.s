@@ -74,19 +74,45 @@ trap_common:
     add sp, sp, #{frame_size}
     eret
 
-// copy_word(to: x0, from: x1), copy_old(to: x0, from: x1, size: x2) -> 0, or 1 when an exception
-// happened between copy_old_begin and copy_old_end: the handler then goes on at copy_old_failed.
+// load_byte, load_half, load_word(from: x0) -> w0, or all ones when that was an exception;
+// store_byte, store_half, store_word(to: x0, value: w1). Each is one instruction that a hypervisor
+// can emulate, between device_begin and device_end; the handler goes on at device_failed.
+    .section .text.device, "ax"
+    .balign 16
+    .global device_begin, device_end, device_failed
+    .global load_byte, load_half, load_word, store_byte, store_half, store_word
+device_begin:
+load_byte:
+    ldrb w0, [x0]
+    ret
+load_half:
+    ldrh w0, [x0]
+    ret
+load_word:
+    ldr w0, [x0]
+    ret
+store_byte:
+    strb w1, [x0]
+    ret
+store_half:
+    strh w1, [x0]
+    ret
+store_word:
+    str w1, [x0]
+    ret
+device_end:
+device_failed:
+    mov w0, #-1
+    ret
+
+// copy_old(to: x0, from: x1, size: x2) -> 0, or 1 when an exception happened between copy_old_begin
+// and copy_old_end: the handler then goes on at copy_old_failed.
     .section .text.copy_old, "ax"
     .balign 16
-    .global copy_old_begin
-copy_old_begin:
-    .global copy_word
-copy_word:
-    ldr w3, [x1]
-    str w3, [x0]
-    b 4f
     .global copy_old
 copy_old:
+    .global copy_old_begin
+copy_old_begin:
     subs x2, x2, #64
     b.lo 2f
 1:

@@ -7,6 +7,8 @@ use drivers::firmware::Firmware;
 use drivers::firmware::acpi::PM_TIMER_HZ;
 use x86_64::instructions::port::{Port, PortReadOnly, PortWriteOnly};
 
+use crate::memory::PhysicalMemory;
+
 /// The counter at the payload's first instruction.
 static START: AtomicU64 = AtomicU64::new(0);
 
@@ -40,7 +42,7 @@ fn now() -> u64 {
 /// Ticks per second: told by the processor or its hypervisor, or measured against the ACPI timer
 /// or the PIT. `None` when there is no way to know.
 #[must_use]
-pub fn ticks_per_second(firmware: &Firmware) -> Option<u64> {
+pub fn ticks_per_second(firmware: &Firmware, _: &PhysicalMemory<'_>) -> Option<u64> {
     told_by_processor()
         .or_else(told_by_hypervisor)
         .or_else(|| measure_with_pm_timer(firmware.pm_timer?))

@@ -39,7 +39,7 @@ extern "C" fn entry(boot_params: u64, start: u64) -> ! {
     clock::start(start);
     trap::init();
     windows::open(paging::init());
-    crate::main(&boot_info(boot_params))
+    crate::main(BootInfo::keep(|| boot_info(boot_params)))
 }
 
 fn boot_info(boot_params: u64) -> BootInfo {

@@ -3,6 +3,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+pub use drivers::mmio::PLAIN as DEVICE_ACCESS;
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
@@ -87,7 +88,7 @@ pub fn init() {
         let mut tss = TaskStateSegment::new();
         let mut tops = [VirtAddr::zero(); 7];
         for (top, stack) in tops.iter_mut().zip(&STACKS) {
-            *top = VirtAddr::new(stack.top());
+            *top = VirtAddr::from_ptr(stack) + size_of_val(stack) as u64;
         }
         tss.interrupt_stack_table = tops;
         tss

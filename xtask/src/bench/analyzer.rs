@@ -28,7 +28,7 @@ print(program.crashed_thread().stack_trace())
 ///
 /// # Errors
 /// When the dump cannot be made or one of the programs fails.
-pub fn analyzer() -> Result<()> {
+pub fn run() -> Result<()> {
     let bench = Workbench::new("x86_64")?;
     let scenario = bench.scenario();
     let vmlinux = bench.vmlinux(&scenario)?;
@@ -57,7 +57,7 @@ pub fn analyzer() -> Result<()> {
     );
     println!("  host-analyzer  {}", row(&mut our_times));
     println!("  drgn           {}", row(&mut their_times));
-    let ratio = median(&our_times).as_secs_f64() / median(&their_times).as_secs_f64();
+    let ratio = super::median(&our_times).as_secs_f64() / super::median(&their_times).as_secs_f64();
     println!("  host-analyzer takes {ratio:.2} of drgn's time");
     Ok(())
 }
@@ -73,13 +73,8 @@ fn row(times: &mut [Duration]) -> String {
     let mut row: String =
         times.iter().map(|time| format!("{:>7.3} s", time.as_secs_f64())).collect();
     times.sort_unstable();
-    row += &format!("   median {:.3} s", median(times).as_secs_f64());
+    row += &format!("   median {:.3} s", super::median(times).as_secs_f64());
     row
-}
-
-/// The middle of `sorted`.
-fn median(sorted: &[Duration]) -> Duration {
-    sorted[sorted.len() / 2]
 }
 
 fn describe(dump: &Path, vmlinux: &Path) -> Result<String> {

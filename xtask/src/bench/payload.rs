@@ -1,0 +1,122 @@
+//! `cargo xtask bench-payload`: how fast the payload writes a dump against how fast the guest's own
+//! Linux writes as much of its memory to the same virtual disk.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::dump::{DUMP, Workbench, area_size};
+use crate::guest::Scenario;
+use crate::qemu::{Disk, Line, sparse_image};
+use crate::workspace;
+
+/// Guests. Each measures both, Linux first, so that a busy machine hurts both.
+const RUNS: usize = 3;
+
+/// What Linux writes, in MiB.
+const FILE_MIB: u32 = 256;
+
+/// What the guest does before it crashes. /dev/mem is no way to RAM, because Debian's kernels have
+/// CONFIG_STRICT_DEVMEM: a file in memory is. It is written behind the area's first MiB and far
+/// before its last, which hold what the payload looks at.
+const WRITE: &str = "\
+mkdir /ram
+mount -t tmpfs -o size=90% ram /ram
+dd if=/dev/urandom of=/ram/file bs=1M count=SIZE 2> /dev/null || fail \"no file in memory\"
+say \"dd begins\"
+dd if=/ram/file of=/dev/vda bs=1M seek=1 oflag=direct conv=fsync 2> /dev/null || fail \"dd\"
+say \"dd ended\"";
+
+/// Megabytes (10^6 bytes) a second.
+struct Rates {
+    linux: f64,
+    payload: f64,
+}
+
+/// Measures, prints every run, medians and the ratio.
+///
+/// # Errors
+/// When a guest does not do what it should.
+pub fn run(arch: &str) -> Result<()> {
+    let bench = Workbench::new(arch)?;
+    let scenario = Scenario {
+        memory_mib: 2 * FILE_MIB + 256,
+        before: WRITE.replace("SIZE", &FILE_MIB.to_string()),
+        ..bench.scenario()
+    };
+    let directory = workspace().join("target/bench-payload");
+    let rates: Result<Vec<Rates>> =
+        (0..RUNS).map(|_| measure(&bench, &scenario, &directory)).collect();
+    let rates = rates?;
+    println!("{arch}, Debian {}, machine `{}`, TCG", scenario.kernel, scenario.machine);
+    println!(
+        "Linux: dd of {FILE_MIB} MiB from a tmpfs file to the raw disk, bs=1M oflag=direct conv=fsync \
+         (it reads\n  the memory once, then the disk takes it by DMA; /dev/mem of RAM is refused by \
+         STRICT_DEVMEM)"
+    );
+    println!(
+        "payload: all {} MiB, checksums included, to the same disk; QEMU's cache mode is unsafe,\n  \
+         the image allocated beforehand: the host's disk takes no part",
+        scenario.memory_mib
+    );
+    let linux = row("Linux", rates.iter().map(|it| it.linux).collect());
+    let payload = row("payload", rates.iter().map(|it| it.payload).collect());
+    println!("  the payload writes at {:.2} times the rate of Linux", payload / linux);
+    Ok(())
+}
+
+fn measure(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<Rates> {
+    std::fs::create_dir_all(directory)?;
+    let disk = allocated_disk(bench, scenario, directory)?;
+    let mut vm = bench.guest().boot(scenario, vec![disk.clone()], directory)?;
+    let end = vm.wait_for_end(DUMP)?;
+    let console = vm.quit()?;
+    std::fs::remove_file(&disk.image)?;
+    ensure!(
+        end == "guest-reset",
+        "the machine did not reboot ({end}); see {}",
+        directory.display()
+    );
+    let after = |text: &str| {
+        let line = console.iter().find_map(|line| line.text.split_once(text).map(|(_, it)| it));
+        line.with_context(|| format!("no {text:?} on the console; see {}", directory.display()))
+    };
+    // first block after 29 ms, complete after 1538 ms, 354 MB/s, 300 KiB of memory used
+    let said = after("first block after ")?;
+    let payload =
+        said.split(", ").find_map(|part| part.strip_suffix(" MB/s")).context("no rate")?;
+    let took = logged(&console, "guest: dd ended")? - logged(&console, "guest: dd begins")?;
+    let linux = f64::from(FILE_MIB << 20) / took / 1e6;
+    Ok(Rates { linux, payload: payload.parse()? })
+}
+
+/// When the kernel logged a line with `text`, by its own clock in seconds: `[    9.872008] guest: ...`.
+fn logged(console: &[Line], text: &str) -> Result<f64> {
+    let line = console.iter().find(|line| line.text.ends_with(text));
+    let stamp = line.and_then(|line| line.text.strip_prefix('[')?.split_once(']'));
+    let (seconds, _) = stamp.with_context(|| format!("no {text:?} on the console"))?;
+    Ok(seconds.trim().parse()?)
+}
+
+/// A reserved disk without holes, whose flushes do not wait for the host.
+fn allocated_disk(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<Disk> {
+    let size = area_size(scenario);
+    let disk = sparse_image(&directory.join("disk.img"), size)?;
+    let mut image = File::options().write(true).open(&disk.image)?;
+    for _ in 0..size >> 20 {
+        image.write_all(&[0; 1 << 20])?;
+    }
+    bench.loader.reserve(&disk.image)?;
+    Ok(Disk { options: "cache=unsafe", ..disk })
+}
+
+/// Prints the rates in the order of the runs, and returns their median.
+fn row(name: &str, mut rates: Vec<f64>) -> f64 {
+    let shown: String = rates.iter().map(|rate| format!("{rate:>6.0} MB/s")).collect();
+    rates.sort_unstable_by(f64::total_cmp);
+    let median = super::median(&rates);
+    println!("  {name:<8} {shown}   median {median:.0} MB/s");
+    median
+}
