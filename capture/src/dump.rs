@@ -1,8 +1,9 @@
 //! Writes the dump: head, memory, CRC32 table, and the trailer before and after.
 //!
 //! The order is what makes a dump that stops half-way readable: the trailer says `writing` before
-//! the first block of the core, the head stands before the memory and says "incomplete", and only
-//! when everything else is on the medium do the head and then the trailer say "complete".
+//! anything else, the crash card follows before the first block of the core, the head stands before the
+//! memory and says "incomplete", and only when everything else is on the medium do the head and then
+//! the trailer say "complete".
 
 use core::fmt;
 
@@ -12,6 +13,7 @@ use format::{BLOCK, CRC_CHUNK};
 use zerocopy::IntoBytes;
 
 use crate::area::Area;
+use crate::card::{Card, Sink};
 use crate::core_file::{self, CoreFile, E_FLAGS};
 use crate::crc::{CrcTable, TableBlocks};
 use crate::elfcorehdr::{Elfcorehdr, MAX_NOTE_BYTES};
@@ -35,13 +37,24 @@ const NAMED_PAGES: u64 = 8;
 pub struct Buffers {
     blocks: Blocks,
     table: TableBlocks,
+    card: Card,
 }
 
 impl Buffers {
     /// Empty buffers.
     #[must_use]
     pub const fn new() -> Buffers {
-        Buffers { blocks: Blocks::new(), table: TableBlocks::new() }
+        Buffers { blocks: Blocks::new(), table: TableBlocks::new(), card: Card::new() }
+    }
+
+    /// Gives the crash card of `source` to `out`.
+    pub fn print_card(
+        &mut self,
+        machine: &mut dyn Machine,
+        source: Source<'_>,
+        out: &mut dyn Sink,
+    ) {
+        self.card.print(machine, source, &mut self.blocks.notes, out);
     }
 
     /// The buffer for notes, for those who need one before the dump begins.
@@ -142,7 +155,7 @@ pub fn write(
     payload: Payload<'_>,
     buffers: &mut Buffers,
 ) -> Result<Complete, Error> {
-    let Buffers { blocks, table } = buffers;
+    let Buffers { blocks, table, card } = buffers;
     let core = CoreFile::plan(machine, source.headers, &mut blocks.notes, source.old, &area.layout)
         .map_err(Error::Plan)?;
     machine.say(format_args!(
@@ -169,7 +182,7 @@ pub fn write(
         sequence: area.trailer.sequence.wrapping_add(1),
         ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
     };
-    let written = writer.write_all(&mut trailer, source, payload, blocks);
+    let written = writer.write_all(&mut trailer, source, payload, blocks, card);
     if let Err(error) = written {
         trailer.state = State::Incomplete;
         trailer.reason = match error {
@@ -204,8 +217,10 @@ impl Writer<'_> {
         source: Source<'_>,
         payload: Payload<'_>,
         buffers: &mut Blocks,
+        card: &mut Card,
     ) -> Result<Complete, DiskError> {
         self.write_trailer(trailer)?;
+        self.write_card(trailer, source, buffers, card)?;
         self.first_block_us = self.machine.now_us();
         self.said_us = self.first_block_us;
 
@@ -247,6 +262,27 @@ impl Writer<'_> {
     fn write_trailer(&mut self, trailer: &Trailer) -> Result<(), DiskError> {
         self.disk.write(self.start + self.layout.trailer, &trailer.to_block())?;
         self.disk.flush()
+    }
+
+    /// Writes the crash card, and into the trailer that it is there.
+    fn write_card(
+        &mut self,
+        trailer: &mut Trailer,
+        source: Source<'_>,
+        buffers: &mut Blocks,
+        card: &mut Card,
+    ) -> Result<(), DiskError> {
+        let mut blocks = CardBlocks {
+            disk: &mut *self.disk,
+            at: self.start + self.layout.card,
+            size: 0,
+            block: &mut buffers.page,
+            crc: crc32fast::Hasher::new(),
+            result: Ok(()),
+        };
+        card.print(self.machine, source, &mut buffers.notes, &mut blocks);
+        (trailer.card_size, trailer.card_crc) = blocks.finish()?;
+        self.write_trailer(trailer)
     }
 
     fn record(&self, source: Source<'_>, payload: Payload<'_>) -> Record {
@@ -430,6 +466,52 @@ impl Writer<'_> {
             self.core.size >> 20,
             self.at / (now - self.first_block_us).max(1)
         ));
+    }
+}
+
+/// Gathers the lines of the card into blocks.
+struct CardBlocks<'a> {
+    disk: &'a mut dyn Disk,
+    at: u64,
+    /// Bytes taken so far, of which those of the last block are in `block`.
+    size: usize,
+    block: &'a mut [u8; PAGE],
+    crc: crc32fast::Hasher,
+    result: Result<(), DiskError>,
+}
+
+impl CardBlocks<'_> {
+    fn take(&mut self, mut bytes: &[u8]) {
+        self.crc.update(bytes);
+        while !bytes.is_empty() && self.result.is_ok() {
+            let filled = self.size % PAGE;
+            let some = bytes.len().min(PAGE - filled);
+            self.block[filled..filled + some].copy_from_slice(&bytes[..some]);
+            self.size += some;
+            bytes = &bytes[some..];
+            if self.size.is_multiple_of(PAGE) {
+                self.result = self.disk.write(self.at + (self.size - PAGE) as u64, self.block);
+            }
+        }
+    }
+
+    /// Writes the last block, filled up with zeros; returns the card's size and CRC32.
+    fn finish(self) -> Result<(u32, u32), DiskError> {
+        self.result?;
+        let filled = self.size % PAGE;
+        if filled > 0 {
+            self.block[filled..].fill(0);
+            self.disk.write(self.at + (self.size - filled) as u64, self.block)?;
+        }
+        self.disk.flush()?;
+        Ok((self.size as u32, self.crc.finalize()))
+    }
+}
+
+impl Sink for CardBlocks<'_> {
+    fn line(&mut self, _: &mut dyn Machine, line: &str) {
+        self.take(line.as_bytes());
+        self.take(b"\n");
     }
 }
 

@@ -174,9 +174,31 @@ fn trailer_says_writing_before_anything_else_and_complete_after_everything_else(
     assert_eq!(trailers.first(), Some(&0));
     assert_eq!(dumped.log[1], None, "flushed before the first block");
     let last = dumped.log.len() - 2;
-    assert_eq!(trailers, [0, last]);
+    // The second one tells of the crash card, which was flushed before it; the core comes after.
+    assert_eq!(trailers, [0, 4, last]);
+    let layout = Layout::new(AREA).unwrap();
+    assert_eq!(dumped.log[2..6], [Some(layout.card), None, Some(layout.trailer), None]);
     assert_eq!(dumped.log[last - 1], None, "flushed before it is complete");
     assert_eq!(dumped.log[last + 1], None, "and after");
+}
+
+#[test]
+fn crash_card_is_in_its_block_and_the_trailer_says_so() {
+    let dumped = dump(AREA, |_, _| {});
+    let (trailer, layout) = (dumped.trailer().unwrap(), Layout::new(AREA).unwrap());
+    let block = &dumped.bytes[layout.card as usize..layout.trailer as usize];
+    let (card, rest) = block.split_at(trailer.card_size as usize);
+    assert!(card.starts_with(b"kernel   6.1.0\n"), "{}", String::from_utf8_lossy(card));
+    assert!(card.ends_with(b"\n"));
+    assert_eq!(trailer.card_crc, format::crc32(card));
+    assert!(rest[..PAGE - card.len() % PAGE].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn crash_card_is_there_when_the_disk_dies_later() {
+    let dumped = dump(AREA, |_, disk| disk.writes_left = 6);
+    assert!(dumped.result.is_err());
+    assert!(dumped.trailer().unwrap().card_size > 0);
 }
 
 #[test]

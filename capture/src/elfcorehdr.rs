@@ -245,19 +245,35 @@ impl Elfcorehdr {
         each: &mut dyn FnMut(&Note<'_>),
     ) {
         for index in 0..self.count {
-            let Some(header) = self.header(machine, index) else { continue };
-            let end = header.offset.checked_add(header.file_size);
-            if header.kind != elf64::program_header::PT_NOTE
-                || end.is_none_or(|end| end > self.limit)
-            {
-                continue;
-            }
-            let size = usize::try_from(header.file_size).unwrap_or(usize::MAX).min(scratch.len());
-            let bytes = &mut scratch[..size];
-            if machine.read_old(OldPhys(header.offset), bytes).is_ok() {
+            if let Some(bytes) = self.notes(machine, index, scratch) {
                 Notes::new(bytes).for_each(|note| each(&note));
             }
         }
+    }
+
+    /// The number of program headers.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The notes that program header `index` leads to, as much of them as fits into `scratch`; `None`
+    /// when it leads to none.
+    pub fn notes<'s>(
+        &self,
+        machine: &mut dyn Machine,
+        index: u64,
+        scratch: &'s mut [u8],
+    ) -> Option<&'s [u8]> {
+        let header = self.header(machine, index)?;
+        let end = header.offset.checked_add(header.file_size);
+        if header.kind != elf64::program_header::PT_NOTE || end.is_none_or(|end| end > self.limit) {
+            return None;
+        }
+        let size = usize::try_from(header.file_size).unwrap_or(usize::MAX).min(scratch.len());
+        let bytes = &mut scratch[..size];
+        machine.read_old(OldPhys(header.offset), bytes).ok()?;
+        Some(bytes)
     }
 
     fn each_load(

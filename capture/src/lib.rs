@@ -16,6 +16,7 @@ extern crate std;
 
 pub mod architecture;
 pub mod area;
+pub mod card;
 pub mod core_file;
 pub mod crc;
 pub mod dump;

@@ -59,6 +59,12 @@ impl Vmcoreinfo {
         }
     }
 
+    /// The size or count in the line `KIND(name)=decimal`: `OFFSET`, `SIZE` (both in bytes), `LENGTH`.
+    #[must_use]
+    pub fn value(&self, kind: &str, name: &str) -> Option<u64> {
+        self.wrapped(kind, name)?.parse().ok()
+    }
+
     /// The addresses in all lines `SYMBOL(name)=hex`.
     pub fn symbols(&self) -> impl Iterator<Item = u64> {
         self.text.split(|&byte| byte == b'\n').filter_map(|line| {

@@ -23,7 +23,7 @@ pub const TAIL: u64 = 64 * 1024;
 /// any file system or container that is put over the area but leaves its last block alone.
 pub const HEAD: u64 = 128 * 1024;
 
-/// Size of the crash card block in bytes.
+/// Size of the crash card block in bytes: the longest crash card.
 pub const CARD_BLOCK: u64 = TAIL - BLOCK;
 
 /// The smallest area that `loader reserve` makes and the payload accepts, in bytes.
@@ -244,6 +244,15 @@ impl Trailer {
         }
     }
 
+    /// The crash card in the area's card block, which begins at [`Layout::card`]; `None` when there is
+    /// none, or when it is damaged.
+    #[must_use]
+    pub fn card<'b>(&self, block: &'b [u8]) -> Option<&'b str> {
+        let card = block.get(..usize::try_from(self.card_size).ok()?)?;
+        let is_whole = !card.is_empty() && crc32(card) == self.card_crc;
+        core::str::from_utf8(card).ok().filter(|_| is_whole)
+    }
+
     /// Reads and checks a trailer block.
     ///
     /// # Errors
@@ -328,6 +337,8 @@ mod tests {
             core_size: (5 << 20) + 4096,
             crc_count: 6,
             crc_table_crc: 0x1122_3344,
+            card_size: 0xabc,
+            card_crc: 0x5566_7788,
             ..Trailer::empty(UUID, 64 << 20)
         }
     }
@@ -344,7 +355,9 @@ mod tests {
         assert_eq!(&block[64..72], 0x3fe_f000u64.to_le_bytes());
         assert_eq!(&block[72..80], 6u64.to_le_bytes());
         assert_eq!(&block[80..84], 0x1122_3344u32.to_le_bytes());
-        assert!(block[84..508].iter().all(|&byte| byte == 0));
+        assert_eq!(&block[84..88], 0xabcu32.to_le_bytes());
+        assert_eq!(&block[88..92], 0x5566_7788u32.to_le_bytes());
+        assert!(block[92..508].iter().all(|&byte| byte == 0));
         assert_eq!(&block[508..512], crc32(&block[..508]).to_le_bytes());
         assert!(block[512..].iter().all(|&byte| byte == 0));
     }
@@ -352,6 +365,20 @@ mod tests {
     #[test]
     fn trailer_survives_the_round_trip() {
         assert_eq!(Trailer::parse(&complete().to_block()), Ok(complete()));
+    }
+
+    #[test]
+    fn card_lies_at_the_start_of_its_block_as_docs_format_md_says() {
+        let mut block = [0; CARD_BLOCK as usize];
+        let text = b"kernel   6.1.0\npanic    why\n";
+        block[..text.len()].copy_from_slice(text);
+        let none = Trailer::empty(UUID, 64 << 20);
+        let with = Trailer { card_size: text.len() as u32, card_crc: crc32(text), ..none };
+        assert_eq!(with.card(&block), Some("kernel   6.1.0\npanic    why\n"));
+        assert_eq!(none.card(&block), None);
+        assert_eq!(with.card(&block[..10]), None);
+        block[3] ^= 1;
+        assert_eq!(with.card(&block), None, "damaged");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
-use host_analyzer::commands::{bt, log, sys};
+use host_analyzer::commands::{bt, card, log, sys};
 use host_analyzer::kernel::Kernel;
 use host_analyzer::kernel::vmlinux::Vmlinux;
 use host_analyzer::source::Dump;
@@ -28,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bt(BtArgs),
+    Card(card::Options),
     Log(LogArgs),
     Sys(SysArgs),
 }
@@ -93,6 +94,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
             let files = Files { dump: args.dump.clone(), vmlinux };
             with_kernel(&files, |kernel| bt::run(kernel, &options, &mut out))?;
         }
+        Command::Card(options) => card::run(options, &mut out)?,
         Command::Log(args) => {
             with_kernel(&args.files, |kernel| log::run(kernel, &args.options, &mut out))?;
         }

@@ -20,6 +20,7 @@ mod windows;
 use core::fmt;
 use core::panic::PanicInfo;
 
+use capture::card::Console;
 use capture::dump::{Buffers, Payload, Source};
 use capture::elfcorehdr::{self, Elfcorehdr};
 use capture::old::OldMemory;
@@ -125,16 +126,16 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
         old.size() >> 20
     );
 
+    // Why it died, before anything that could fail.
+    let source = Source { headers: &headers, old };
+    buffers.print_card(&mut machine, source, &mut Console);
+
     // Where it may be written, and then the dump itself.
     let memory_used = boot.image_size;
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
-    let mut job = Job {
-        to: options.to,
-        source: Source { headers: &headers, old },
-        payload: Payload { version: VERSION, memory_used },
-        buffers,
-    };
+    let mut job =
+        Job { to: options.to, source, payload: Payload { version: VERSION, memory_used }, buffers };
     let complete =
         targets::dump_to_first(firmware, &mut machine, &mut job).map_err(Failure::Target)?;
 

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use format::area::{State, Trailer};
+use format::area::{CARD_BLOCK, State, Trailer};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::area::{Area, FindError};
 use crate::core_file::{CoreError, Headers, Notable};
-use crate::device::{Access, Device, OpenError};
+use crate::device::{Access, Device, OpenError, ReadAt};
 use crate::text::{duration, exact_size, printable, utc};
 
 /// Why an area cannot be shown.
@@ -46,6 +46,8 @@ pub struct Report {
     pub core_size: Option<u64>,
     /// Bytes of crash card; 0 when there is none.
     pub card_size: u32,
+    /// The crash card; null when there is none, or when it is damaged.
+    pub card: Option<String>,
     /// What the core says; null in an empty area and when the core cannot be read.
     pub dump: Option<DumpReport>,
     /// Why the core cannot be read; null when it can, or there is none.
@@ -125,9 +127,17 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
         sequence,
         core_size: (core_size > 0).then_some(core_size),
         card_size,
+        card: card(&area),
         dump,
         dump_error,
     })
+}
+
+/// The crash card, which stands in an area that was saved since no more.
+fn card(area: &Area<'_>) -> Option<String> {
+    let mut block = vec![0; CARD_BLOCK as usize];
+    area.read_at(&mut block, area.layout.card).ok()?;
+    area.trailer.card(&block).map(str::to_owned)
 }
 
 fn notable(area: &Area<'_>) -> Result<Notable, CoreError> {
@@ -182,11 +192,26 @@ impl fmt::Display for Report {
             writeln!(f, "dump")?;
             writeln!(f, "  not readable  {error}")?;
         }
+        self.fmt_card(f)?;
         writeln!(f, "{}", self.next_step())
     }
 }
 
 impl Report {
+    fn fmt_card(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.card {
+            Some(card) => {
+                writeln!(f, "crash card")?;
+                card.lines().try_for_each(|line| writeln!(f, "  {}", printable(line)))
+            }
+            None if self.card_size > 0 => {
+                writeln!(f, "crash card")?;
+                writeln!(f, "  not readable  it is damaged (checksum)")
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What the user can do now.
     fn next_step(&self) -> String {
         match self.state {

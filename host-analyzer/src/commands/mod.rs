@@ -2,5 +2,6 @@
 //! [`crate::render`] writes it. The doc comment of a command's `Options` is its `--help`.
 
 pub mod bt;
+pub mod card;
 pub mod log;
 pub mod sys;

@@ -3,6 +3,7 @@
 //! Everything above works on [`Memory`]; a further kind of dump is a further implementation.
 
 mod area;
+mod card;
 mod elf;
 mod map;
 mod notes;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 pub use area::AreaInfo;
+pub use card::StoredCard;
 pub(crate) use elf::ELF64;
 pub use elf::ElfCore;
 pub use map::map;

@@ -1,7 +1,8 @@
 //! Stories about `loader show`.
 
-use crate::images::{AREA, UUID_TEXT, area, area_image, gpt_image, image, loader, patch};
-use format::area::{Reason, State};
+use crate::images::{AREA, UUID_TEXT, area, area_image, gpt_image, image, loader, patch, trailer};
+use format::area::{Layout, Reason, State, Trailer};
+use format::crc32;
 
 const COMPLETE: &str = "\
 area
@@ -34,6 +35,7 @@ const COMPLETE_JSON: &str = r#"{
   "sequence": 3,
   "core_size": 3149824,
   "card_size": 0,
+  "card": null,
   "dump": {
     "kernel_release": "6.1.0-42-amd64",
     "crash_time": 1767225599,
@@ -83,6 +85,38 @@ fn incomplete_dump_says_why_and_how_to_save_it() {
     let text = loader(&directory, &["show", "area"]).stdout;
     assert!(text.contains("  ended early   the disk did not answer in time\n"), "{text}");
     assert!(text.contains("`loader save --incomplete area DIR`"), "{text}");
+}
+
+/// Writes a crash card into an area in the state `writing`, as a payload does that dies soon after.
+fn with_card(path: &std::path::Path, card: &[u8]) {
+    let layout = Layout::new(AREA).unwrap();
+    patch(path, layout.card, card);
+    let (card_size, card_crc) = (card.len() as u32, crc32(card));
+    let trailer = Trailer { state: State::Writing, card_size, card_crc, ..trailer(path) };
+    let written = Trailer { core_size: 0, crc_count: 0, crc_table_crc: 0, ..trailer };
+    patch(path, layout.trailer, &written.to_block());
+}
+
+#[test]
+fn crash_card_is_shown_even_when_nothing_else_was_written() {
+    let (directory, path) = area_image(State::Complete, Reason::None);
+    patch(&path, 0, &[0; 64]);
+    with_card(&path, b"kernel   6.1.0\npanic    \x1b[2Jwhy\n");
+    let text = loader(&directory, &["show", "area"]).stdout;
+    assert!(text.contains("  crash card    32 bytes\n"), "{text}");
+    let shown = text.split_once("crash card\n  kernel   6.1.0\n  panic    ").expect(&text).1;
+    assert!(shown.lines().next().unwrap().ends_with("[2Jwhy") && !shown.contains('\x1b'), "{text}");
+    let json = loader(&directory, &["show", "--json", "area"]).stdout;
+    assert!(json.contains(r#""card": "kernel   6.1.0\npanic "#), "{json}");
+}
+
+#[test]
+fn damaged_crash_card_is_not_shown() {
+    let (directory, path) = area_image(State::Complete, Reason::None);
+    with_card(&path, b"kernel   6.1.0\n");
+    patch(&path, Layout::new(AREA).unwrap().card, b"x");
+    let text = loader(&directory, &["show", "area"]).stdout;
+    assert!(text.contains("crash card\n  not readable  it is damaged (checksum)\n"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,195 @@
+//! What is found out about the dead kernel before the card is written: where things are.
+//!
+//! Each part is an `Option`: what the kernel does not tell costs the lines that need it.
+
+use core::ops::Range;
+
+use crate::architecture::Architecture;
+use crate::vmcoreinfo::Vmcoreinfo;
+
+use super::btf::{self, Wanted};
+use super::kallsyms::Kallsyms;
+use super::log::Log;
+use super::memory::KernelMemory;
+use super::orc;
+
+/// A member of a structure of the kernel whose place is looked up in its types.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+pub enum Member {
+    TaskPid,
+    TaskComm,
+    QueueCurrent,
+    ModuleList,
+    ModuleName,
+    ModuleMemory,
+    ModuleLayout,
+    ModuleSymbols,
+    ModuleArch,
+    MemoryBase,
+    MemorySize,
+    LayoutBase,
+    LayoutSize,
+    SymbolTable,
+    SymbolCount,
+    SymbolNames,
+    OrcIps,
+    OrcEntries,
+    OrcCount,
+    RegistersRecord,
+    RecordKind,
+}
+
+/// The names of them, in the same order.
+const MEMBERS: [Wanted; 21] = [
+    ("task_struct", "pid"),
+    ("task_struct", "comm"),
+    ("rq", "curr"),
+    ("module", "list"),
+    ("module", "name"),
+    ("module", "mem"),
+    ("module", "core_layout"),
+    ("module", "kallsyms"),
+    ("module", "arch"),
+    ("module_memory", "base"),
+    ("module_memory", "size"),
+    ("module_layout", "base"),
+    ("module_layout", "text_size"),
+    ("mod_kallsyms", "symtab"),
+    ("mod_kallsyms", "num_symtab"),
+    ("mod_kallsyms", "strtab"),
+    ("mod_arch_specific", "orc_unwind_ip"),
+    ("mod_arch_specific", "orc_unwind"),
+    ("mod_arch_specific", "num_orcs"),
+    ("pt_regs", "stackframe"),
+    ("frame_record_meta", "type"),
+];
+
+/// The symbols that are looked up.
+const NAMES: [&str; 11] = [
+    "__per_cpu_offset",
+    "runqueues",
+    "panic_cpu",
+    "tainted_mask",
+    "modules",
+    "__start_BTF",
+    "__stop_BTF",
+    "__start_orc_unwind_ip",
+    "__stop_orc_unwind_ip",
+    "__start_orc_unwind",
+    "_etext",
+];
+
+/// Where things are in the dead kernel.
+pub struct Facts {
+    /// Its symbol table.
+    pub kallsyms: Option<Kallsyms>,
+    /// The image's code but for what ran at boot only; empty when it is not known.
+    pub text: Range<u64>,
+    /// Its log.
+    pub log: Option<Log>,
+    /// Its unwind tables (x86_64).
+    pub orc: Option<orc::Table>,
+    /// Whether its types are known.
+    pub has_types: bool,
+    /// The head of its list of modules.
+    pub modules: Option<u64>,
+    /// The table of where each CPU's own variables are.
+    pub per_cpu: Option<u64>,
+    /// The run queues, one for each CPU.
+    pub run_queues: Option<u64>,
+    /// Which CPU panicked (an atomic_t).
+    pub panic_cpu: Option<u64>,
+    /// The taint's bits (unsigned long).
+    pub taint: Option<u64>,
+    /// The bits that a kernel's address has set, and that a signed one may have clear (PAC, arm64).
+    pub signature: u64,
+    members: [Option<u32>; MEMBERS.len()],
+}
+
+impl Facts {
+    /// Finds them.
+    pub fn find(
+        memory: &mut KernelMemory<'_>,
+        architecture: Architecture,
+        info: &Vmcoreinfo,
+    ) -> Facts {
+        let kallsyms = Kallsyms::find(memory, info);
+        let found = kallsyms.map(|it| it.find_all(memory, &NAMES)).unwrap_or_default();
+        let [
+            per_cpu,
+            run_queues,
+            panic_cpu,
+            taint,
+            modules,
+            types,
+            types_end,
+            ips,
+            ips_end,
+            entries,
+            text_end,
+        ] = found;
+        let members = match types.zip(types_end) {
+            Some(section) => {
+                let enough = |found: &_| is_enough(architecture, found);
+                btf::offsets(memory, section, &MEMBERS, &enough)
+            }
+            None => [None; MEMBERS.len()],
+        };
+        let orc = match (architecture.here(), ips.zip(ips_end), entries) {
+            (Architecture::X86_64, Some(ips), Some(entries)) => {
+                orc::Table::of_image(memory, ips, entries)
+            }
+            _ => None,
+        };
+        Facts {
+            kallsyms,
+            text: info.symbol("_stext").unwrap_or(0)..text_end.unwrap_or(0),
+            log: Log::find(memory, info),
+            orc,
+            has_types: members.iter().any(Option::is_some),
+            modules,
+            per_cpu,
+            run_queues,
+            panic_cpu,
+            taint,
+            signature: signature(info),
+            members,
+        }
+    }
+
+    /// Where a member lies in its structure, in bytes.
+    pub fn member(&self, member: Member) -> Option<u64> {
+        self.members.get(member as usize).copied().flatten().map(u64::from)
+    }
+}
+
+/// Whether all members are known that this kernel can have: on x86_64 those of modules' text as it is
+/// from 6.4 on, or as it was. An arm64 kernel may have all of the others and no kinds of records.
+fn is_enough(architecture: Architecture, found: &[Option<u32>; MEMBERS.len()]) -> bool {
+    use Member::*;
+    let has = |members: &[Member]| {
+        members.iter().all(|&member| found.get(member as usize).is_some_and(Option::is_some))
+    };
+    let text = has(&[ModuleMemory, MemoryBase, MemorySize])
+        || has(&[ModuleLayout, LayoutBase, LayoutSize]);
+    let rest = match architecture.here() {
+        Architecture::X86_64 => has(&[ModuleArch, OrcIps, OrcEntries, OrcCount]),
+        Architecture::Aarch64 => has(&[RegistersRecord, RecordKind]),
+    };
+    let module =
+        has(&[ModuleList, ModuleName, ModuleSymbols, SymbolTable, SymbolCount, SymbolNames]);
+    text && rest && module && has(&[TaskPid, TaskComm, QueueCurrent])
+}
+
+/// The kernel's mask covers all bits that are not translated (arch/arm64/include/asm/pointer_auth.h,
+/// 6.12). One of 0 says that it does not sign; where there is none, addresses are as wide as TCR_EL1
+/// says.
+fn signature(info: &Vmcoreinfo) -> u64 {
+    let by_width = || {
+        let bits = 64u32.checked_sub(u32::try_from(info.number("TCR_EL1_T1SZ")?).ok()?)?;
+        u64::MAX.checked_shl(bits)
+    };
+    let mask = info.number("KERNELPACMASK").map(|mask| mask as u64);
+    mask.or_else(by_width).unwrap_or(0)
+}

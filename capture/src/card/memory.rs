@@ -1,0 +1,188 @@
+//! The dead kernel's virtual memory, read a little at a time.
+//!
+//! Everything that the card reads goes through [`KernelMemory`]: its addresses are the dead kernel's
+//! allegations, so they are translated by its page tables, and the outcome must lie in a range of
+//! [`OldMemory`]. What all reads together may cost is limited, so that no structure in old memory,
+//! however broken, can keep the dump waiting.
+
+use crate::old::OldMemory;
+use crate::{Machine, OldPhys};
+
+use super::paging::{Mapping, Tables};
+
+/// Bytes of a line of the cache.
+const LINE: usize = 512;
+/// Lines of the cache.
+const LINES: usize = 4;
+/// Lines begin at multiples of their size, so the lowest bit of where they do is free.
+const READ: u64 = 1;
+/// Mappings that are remembered.
+const MAPPINGS: usize = 8;
+
+/// What everything that is read for one print of the card may cost: about a byte each. A kernel's
+/// types and the names of its symbols, read once, are below 8 MiB.
+const BUDGET: u64 = 32 << 20;
+/// What a read costs besides its bytes; one that the cache answers costs 1.
+const COST: u64 = 64;
+
+/// What was read last.
+pub struct Cache {
+    lines: [[u8; LINE]; LINES],
+    /// Where each line was read, with [`READ`] set; 0 for none.
+    at: [u64; LINES],
+    mappings: [Mapping; MAPPINGS],
+    next: usize,
+}
+
+impl Cache {
+    /// Nothing was read yet.
+    pub const fn new() -> Cache {
+        Cache {
+            lines: [[0; LINE]; LINES],
+            at: [0; LINES],
+            mappings: [Mapping::NONE; MAPPINGS],
+            next: 0,
+        }
+    }
+}
+
+/// The dead kernel's virtual memory.
+pub struct KernelMemory<'a> {
+    machine: &'a mut dyn Machine,
+    old: &'a OldMemory,
+    tables: Option<Tables>,
+    cache: &'a mut Cache,
+    budget: u64,
+}
+
+impl<'a> KernelMemory<'a> {
+    /// The memory that `tables` map; without them nothing can be read.
+    pub fn new(
+        machine: &'a mut dyn Machine,
+        old: &'a OldMemory,
+        tables: Option<Tables>,
+        cache: &'a mut Cache,
+    ) -> KernelMemory<'a> {
+        KernelMemory { machine, old, tables, cache, budget: BUDGET }
+    }
+
+    /// The machine below.
+    pub fn machine(&mut self) -> &mut dyn Machine {
+        self.machine
+    }
+
+    /// Whether page tables are known.
+    pub fn is_mapped(&self) -> bool {
+        self.tables.is_some()
+    }
+
+    /// Reads `into.len()` bytes at `at`; `None` when any of them cannot be read.
+    pub fn read(&mut self, at: u64, into: &mut [u8]) -> Option<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let (phys, size) = self.translate(at.checked_add(done as u64)?)?;
+            let some = (into.len() - done).min(usize::try_from(size).unwrap_or(usize::MAX));
+            self.read_phys(phys, into.get_mut(done..done + some)?)?;
+            done += some;
+        }
+        Some(())
+    }
+
+    /// The `N` bytes at `at`.
+    pub fn bytes<const N: usize>(&mut self, at: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        let (start, skip) = (at - at % LINE as u64, (at % LINE as u64) as usize);
+        match self.line(start).and_then(|line| line.get(skip..skip.checked_add(N)?)) {
+            Some(found) => bytes.copy_from_slice(found),
+            // Across two lines, or near the end of memory.
+            None => self.read(at, &mut bytes)?,
+        }
+        Some(bytes)
+    }
+
+    /// The byte at `at`.
+    pub fn u8(&mut self, at: u64) -> Option<u8> {
+        self.bytes(at).map(u8::from_le_bytes)
+    }
+
+    /// The 16-bit word at `at`.
+    pub fn u16(&mut self, at: u64) -> Option<u16> {
+        self.bytes(at).map(u16::from_le_bytes)
+    }
+
+    /// The 32-bit word at `at`.
+    pub fn u32(&mut self, at: u64) -> Option<u32> {
+        self.bytes(at).map(u32::from_le_bytes)
+    }
+
+    /// The 64-bit word at `at`.
+    pub fn u64(&mut self, at: u64) -> Option<u64> {
+        self.bytes(at).map(u64::from_le_bytes)
+    }
+
+    /// Fills `into` with the text at `at` up to its zero, and returns how long it is: as much of it as
+    /// fits and can be read.
+    pub fn text(&mut self, at: u64, into: &mut [u8]) -> usize {
+        for (index, slot) in into.iter_mut().enumerate() {
+            let byte = at.checked_add(index as u64).and_then(|at| self.u8(at));
+            match byte {
+                None | Some(0) => return index,
+                Some(byte) => *slot = byte,
+            }
+        }
+        into.len()
+    }
+
+    /// Whether there is memory at `at`.
+    pub fn has(&mut self, at: u64) -> bool {
+        self.translate(at).is_some()
+    }
+
+    /// The cached line at `start`, a multiple of its size.
+    fn line(&mut self, start: u64) -> Option<&[u8; LINE]> {
+        self.budget = self.budget.checked_sub(1)?;
+        let slot = (start / LINE as u64) as usize % LINES;
+        if self.cache.at[slot] != start | READ {
+            let mut line = [0; LINE];
+            self.read(start, &mut line)?;
+            self.cache.at[slot] = start | READ;
+            self.cache.lines[slot] = line;
+        }
+        Some(&self.cache.lines[slot])
+    }
+
+    fn translate(&mut self, at: u64) -> Option<(u64, u64)> {
+        if let Some(found) = self.cache.mappings.iter().find_map(|mapping| mapping.phys(at)) {
+            return Some(found);
+        }
+        let tables = self.tables?;
+        let mapping = tables.walk(at, &mut |entry| {
+            let mut bytes = [0; 8];
+            self.read_phys(entry, &mut bytes)?;
+            Some(u64::from_le_bytes(bytes))
+        })?;
+        self.cache.mappings[self.cache.next % MAPPINGS] = mapping;
+        self.cache.next = (self.cache.next + 1) % MAPPINGS;
+        mapping.phys(at)
+    }
+
+    /// Reads physical memory, all of it in known ranges.
+    fn read_phys(&mut self, phys: u64, into: &mut [u8]) -> Option<()> {
+        self.budget = self.budget.checked_sub(into.len() as u64 + COST)?;
+        let mut done = 0;
+        while done < into.len() {
+            let at = phys.checked_add(done as u64)?;
+            let covers = |&(skip, size): &(u64, u64)| skip < size;
+            let (source, left) = self.old.ranges().iter().find_map(|range| {
+                let place = (at.checked_sub(range.phys)?, range.size);
+                let (skip, size) = Some(place).filter(covers)?;
+                Some((range.source.0.checked_add(skip)?, size - skip))
+            })?;
+            let some = (into.len() - done).min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = into.get_mut(done..done + some)?;
+            self.machine.read_old(OldPhys(source), part).ok()?;
+            done += some;
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,104 @@
+//! The crash card: why the kernel died, on one page, before anything else is written.
+//!
+//! Kernel release, panic message, time, task, taint; the call trace and registers of the CPU that
+//! panicked; the end of the log; what the other CPUs did. It comes from the notes, VMCOREINFO and what
+//! that leads to in old memory: page tables, symbol table, unwind tables, types. Where a source is
+//! missing, its part says so and the rest stands.
+//!
+//! Nothing here is needed for the dump, so nothing here may cost it: every read is checked against the
+//! ranges of old memory, what all reads may cost is limited, and lists are walked only so far.
+
+#[cfg(test)]
+mod arm64_tests;
+mod btf;
+mod cpus;
+mod facts;
+mod kallsyms;
+mod kernel;
+mod log;
+mod memory;
+mod module;
+mod orc;
+mod paging;
+mod report;
+#[cfg(test)]
+mod testing;
+mod text;
+mod trace;
+mod unwind;
+mod unwind_aarch64;
+mod unwind_x86_64;
+
+use format::area::CARD_BLOCK;
+use heapless::Vec;
+
+use crate::Machine;
+use crate::dump::Source;
+
+use facts::Facts;
+use kernel::Kernel;
+use memory::{Cache, KernelMemory};
+use paging::Tables;
+use report::Report;
+
+/// Where the card's lines go.
+pub trait Sink {
+    /// Takes a line of printable UTF-8, without its end.
+    fn line(&mut self, machine: &mut dyn Machine, line: &str);
+}
+
+/// The console, line by line.
+pub struct Console;
+
+impl Sink for Console {
+    fn line(&mut self, machine: &mut dyn Machine, line: &str) {
+        machine.say(format_args!("{line}"));
+    }
+}
+
+/// What is known about the dead kernel, kept from one print of the card to the next.
+pub struct Card {
+    cache: Cache,
+    /// At most one. (Not an `Option`: this is all zeros as long as nothing is known, and takes no room
+    /// in the payload's image.)
+    facts: Vec<Facts, 1>,
+}
+
+impl Default for Card {
+    fn default() -> Card {
+        Card::new()
+    }
+}
+
+impl Card {
+    /// Nothing is known yet.
+    #[must_use]
+    pub const fn new() -> Card {
+        Card { cache: Cache::new(), facts: Vec::new() }
+    }
+
+    /// Gives the card to `out` line by line: at most [`CARD_BLOCK`] bytes, an end of line of one byte
+    /// after each included. `scratch` takes the notes of a CPU.
+    pub fn print(
+        &mut self,
+        machine: &mut dyn Machine,
+        source: Source<'_>,
+        scratch: &mut [u8],
+        out: &mut dyn Sink,
+    ) {
+        let (architecture, old) = (source.headers.architecture(), source.old);
+        let tables = Tables::find(architecture, &old.vmcoreinfo);
+        let mut memory = KernelMemory::new(machine, old, tables, &mut self.cache);
+        if self.facts.is_empty() {
+            let _ = self.facts.push(Facts::find(&mut memory, architecture, &old.vmcoreinfo));
+        }
+        let Some(facts) = self.facts.first() else { return };
+        let mut kernel = Kernel::new(memory, facts);
+        let room = CARD_BLOCK as usize;
+        Report { kernel: &mut kernel, source, scratch, out, room }.write();
+    }
+}
+
+#[cfg(test)]
+#[path = "card_tests.rs"]
+mod tests;

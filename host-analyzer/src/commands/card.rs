@@ -1,0 +1,81 @@
+//! `card`: what [`Options`] says.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::source::StoredCard;
+
+/// The crash card: why the kernel died, as the payload wrote it before the dump
+///
+/// It is in the reserved area, and stays readable when the dump itself was never finished.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A reserved area: a disk, a partition, or an image of one
+    pub dump: PathBuf,
+}
+
+/// Why no card is shown.
+#[derive(Debug, thiserror::Error)]
+pub enum CardError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Open(#[from] crate::Error),
+    /// It is no area.
+    #[error("{0} is no reserved area, and only such have a crash card; see `bt`, `log` and `sys`")]
+    NoArea(PathBuf),
+    /// The area has no card.
+    #[error("the area {0} holds no crash card")]
+    Missing(PathBuf),
+    /// The card is not what the payload wrote.
+    #[error("the crash card in {0} is damaged (checksum)")]
+    Damaged(PathBuf),
+    /// The output cannot be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CardError`].
+pub fn run(options: &Options, out: &mut dyn Write) -> Result<(), CardError> {
+    let path = || options.dump.clone();
+    match StoredCard::open(Path::new(&options.dump))? {
+        StoredCard::Text(card) => Ok(write_clean(&card, out)?),
+        StoredCard::NoArea => Err(CardError::NoArea(path())),
+        StoredCard::Missing => Err(CardError::Missing(path())),
+        StoredCard::Damaged => Err(CardError::Damaged(path())),
+    }
+}
+
+/// Writes the card's lines. The payload left no control characters in it; whoever had the disk since
+/// may have.
+fn write_clean(card: &str, out: &mut dyn Write) -> io::Result<()> {
+    for line in card.lines() {
+        let clean = |character: char| if character.is_control() { '?' } else { character };
+        writeln!(out, "{}", line.chars().map(clean).collect::<String>())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn card_cannot_drive_the_terminal() {
+        let mut out = Vec::new();
+        write_clean("kernel\n\x1b[2Jline\n", &mut out).unwrap();
+        assert_eq!(out, b"kernel\n?[2Jline\n");
+    }
+
+    #[test]
+    fn plain_core_is_told_to_have_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), b"\x7fELF").unwrap();
+        let error = run(&Options { dump: file.path().to_owned() }, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("is no reserved area"), "{error}");
+    }
+}
