@@ -15,6 +15,8 @@ type Magic = (&'static str, u64, &'static [u8]);
 
 /// Byte offsets count from the start of the device.
 const MAGICS: &[Magic] = &[
+    ("an ELF file, perhaps a saved dump", 0, b"\x7fELF"),
+    ("a qcow2 disk image", 0, b"QFI\xfb"),
     ("a GPT partition table", 512, b"EFI PART"),
     ("a GPT partition table (4096-byte sectors)", 4096, b"EFI PART"),
     ("an ext2, ext3 or ext4 file system", 1024 + 56, &[0x53, 0xef]),

@@ -40,7 +40,6 @@ pub struct Options {
 /// At the first step that fails, with what to do about it.
 pub fn run(options: &Options) -> Result<()> {
     let directory = workspace().join("target/demo");
-    clear(&directory)?;
     let target = Target::load(&options.arch)?;
     let usual = Scenario::usual(&target);
     let scenario = Scenario {
@@ -50,6 +49,8 @@ pub fn run(options: &Options) -> Result<()> {
         ..usual
     };
     let (bench, kernel) = prepare(target, &scenario, options)?;
+    // Not before: a word that was mistyped should not cost the dump of the last demo.
+    clear(&directory)?;
     let disk = reserve(&bench, &scenario, &directory)?;
     crash(&bench, &scenario, &disk, &directory)?;
     let dump = save(&bench, &disk, &directory)?;
