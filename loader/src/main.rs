@@ -2,9 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use loader::in_use::System;
 use loader::save::{Options, save};
@@ -72,19 +75,29 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Reserve { path, force } => {
-            print!("{}", reserve::reserve(&path, force, &System::default())?);
+            show_user(&reserve::reserve(&path, force, &System::default())?)
         }
         Command::Show { path, json } => {
             let report = show::show(&path)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
+                show_user(&format_args!("{}\n", serde_json::to_string_pretty(&report)?))
             } else {
-                print!("{report}");
+                show_user(&report)
             }
         }
         Command::Save { area, dir, incomplete, keep_damaged } => {
-            print!("{}", save(&area, &dir, Options { incomplete, keep_damaged })?);
+            show_user(&save(&area, &dir, Options { incomplete, keep_damaged })?)
         }
     }
-    Ok(())
+}
+
+/// Writes the result of a command that has succeeded. Whoever closed the pipe has read enough.
+fn show_user(text: &dyn Display) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("done, but the result could not be shown")
+        }
+        _ => Ok(()),
+    }
 }
