@@ -33,19 +33,6 @@ impl Architecture {
         }
     }
 
-    /// The same; but in a payload, which is built for one architecture and loaded by kernels of that
-    /// one only, the compiler knows which, and leaves out what is for others.
-    #[inline(always)]
-    pub(crate) const fn here(self) -> Architecture {
-        if cfg!(all(target_os = "none", target_arch = "x86_64")) {
-            Architecture::X86_64
-        } else if cfg!(all(target_os = "none", target_arch = "aarch64")) {
-            Architecture::Aarch64
-        } else {
-            self
-        }
-    }
-
     /// Where VMCOREINFO says that the kernel image's address `virt` is in physical memory: on
     /// x86_64 `virt - __START_KERNEL_map + phys_base`, on arm64 `virt - kimage_voffset`.
     pub(crate) fn image_phys(self, vmcoreinfo: &Vmcoreinfo, virt: u64) -> Option<u64> {

@@ -49,7 +49,7 @@ impl Cpu {
 
     /// The program counter.
     pub fn pc(&self, architecture: Architecture) -> Option<u64> {
-        self.word(match architecture.here() {
+        self.word(match architecture {
             Architecture::X86_64 => 16,
             Architecture::Aarch64 => 32,
         })
@@ -61,7 +61,7 @@ type Register = ([u8; 3], u8);
 
 /// The registers' names and places, in the order in which they are shown.
 pub fn register_names(architecture: Architecture) -> &'static [Register] {
-    match architecture.here() {
+    match architecture {
         Architecture::X86_64 => &X86_64,
         Architecture::Aarch64 => &AARCH64,
     }

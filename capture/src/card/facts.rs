@@ -136,7 +136,7 @@ impl Facts {
             }
             None => [None; MEMBERS.len()],
         };
-        let orc = match (architecture.here(), ips.zip(ips_end), entries) {
+        let orc = match (architecture, ips.zip(ips_end), entries) {
             (Architecture::X86_64, Some(ips), Some(entries)) => {
                 orc::Table::of_image(memory, ips, entries)
             }
@@ -173,7 +173,7 @@ fn is_enough(architecture: Architecture, found: &[Option<u32>; MEMBERS.len()]) -
     };
     let text = has(&[ModuleMemory, MemoryBase, MemorySize])
         || has(&[ModuleLayout, LayoutBase, LayoutSize]);
-    let rest = match architecture.here() {
+    let rest = match architecture {
         Architecture::X86_64 => has(&[ModuleArch, OrcIps, OrcEntries, OrcCount]),
         Architecture::Aarch64 => has(&[RegistersRecord, RecordKind]),
     };

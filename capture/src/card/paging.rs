@@ -53,7 +53,7 @@ impl Tables {
     pub fn find(architecture: Architecture, info: &Vmcoreinfo) -> Option<Tables> {
         let top = info.symbol("swapper_pg_dir").or_else(|| info.symbol("init_top_pgt"))?;
         let root = architecture.image_phys(info, top)?;
-        match architecture.here() {
+        match architecture {
             Architecture::X86_64 => {
                 let levels = if info.number("pgtable_l5_enabled") == Some(1) { 5 } else { 4 };
                 let root_bits = 12 + 9 * levels;
@@ -121,7 +121,7 @@ impl Tables {
     /// Whether a present entry at `level`, counted from the last one (0), maps memory. `None` for an
     /// entry that cannot be.
     fn is_leaf(&self, level: u32, entry: u64) -> Option<bool> {
-        match self.architecture.here() {
+        match self.architecture {
             Architecture::X86_64 => Some(level == 0 || level <= 2 && entry & X86_LARGE != 0),
             Architecture::Aarch64 if level == 0 => (entry & ARM_TABLE != 0).then_some(true),
             Architecture::Aarch64 => {
@@ -147,7 +147,7 @@ impl Tables {
         const BITS_47: u64 = (1 << 48) - 1;
         const BITS_49: u64 = (1 << 50) - 1;
         let page = !((1u64 << self.page_bits) - 1);
-        match self.architecture.here() {
+        match self.architecture {
             Architecture::X86_64 => entry & X86_ADDRESS,
             // With pages of 64 KiB bits 15:12 of an entry are bits 51:48 of the address (LPA).
             Architecture::Aarch64 if self.page_bits == 16 => {

@@ -30,7 +30,7 @@ impl Trace {
         let end = End::NoRegisters;
         let mut trace = Trace { first: Vec::new(), last: Vec::new(), further: 0, end };
         let keep = &mut |frame| trace.keep(frame);
-        trace.end = match architecture.here() {
+        trace.end = match architecture {
             Architecture::X86_64 => unwind::<X86Unwinder>(kernel, registers, keep),
             Architecture::Aarch64 => unwind::<Arm64Unwinder>(kernel, registers, keep),
         };
