@@ -1,8 +1,8 @@
 //! Physical memory beyond the payload's own, through the windows of its page tables.
 
-use core::ops::Range;
+use core::ops;
 
-use capture::old::OldMemory;
+use capture::old::{OldMemory, Range};
 use drivers::mmio::Mmio;
 use drivers::pci::MapPage;
 use drivers::{PhysAddr, Physical};
@@ -16,14 +16,14 @@ pub struct PhysicalMemory<'a> {
     /// The first address that the processor cannot address.
     pub limit: u64,
     /// The memory that was reserved for the payload, as far as that is known; at least its image.
-    pub own: Range<u64>,
+    pub own: ops::Range<u64>,
     /// The dead kernel's memory; while it is not known, no device is mapped at all.
     pub old: Option<&'a OldMemory>,
 }
 
 impl PhysicalMemory<'_> {
     /// Memory before the dead kernel's part of it is known.
-    pub const fn without_devices(limit: u64, own: Range<u64>) -> PhysicalMemory<'static> {
+    pub const fn without_devices(limit: u64, own: ops::Range<u64>) -> PhysicalMemory<'static> {
         PhysicalMemory { limit, own, old: None }
     }
 
@@ -47,20 +47,22 @@ impl PhysicalMemory<'_> {
     /// Maps registers before it is known where memory is, those of the console and the clock: only
     /// here is firmware believed that there is none. Without them a dump that fails has no reason.
     pub fn map_early(&self, at: PhysAddr, size: u64) -> Option<Mmio> {
-        let end = at.0.checked_add(size).filter(|&end| end <= self.limit)?;
-        let apart = end <= self.own.start || self.own.end <= at.0;
-        apart.then(|| windows::device_pages(at, size)).flatten()
+        self.is_elsewhere(at, size).then(|| windows::device_pages(at, size)).flatten()
+    }
+
+    /// Whether `size` bytes at `at` exist and are not the payload's own.
+    fn is_elsewhere(&self, at: PhysAddr, size: u64) -> bool {
+        let end = at.0.checked_add(size).filter(|&end| end <= self.limit);
+        end.is_some_and(|end| end <= self.own.start || self.own.end <= at.0)
     }
 
     /// Whether device registers may be at `at`.
     fn may_be_device(&self, at: PhysAddr, size: u64) -> bool {
-        let Some(end) = at.0.checked_add(size).filter(|&end| end <= self.limit) else {
-            return false;
-        };
-        let apart = |start: u64, size: u64| end <= start || start + size <= at.0;
-        apart(self.own.start, self.own.end - self.own.start)
+        self.is_elsewhere(at, size)
             && self.old.is_some_and(|old| {
-                old.ranges().iter().all(|range| apart(range.source.0, range.size))
+                old.ranges().iter().all(|&Range { source, size: memory, .. }| {
+                    at.0 + size <= source.0 || source.0 + memory <= at.0
+                })
             })
     }
 }

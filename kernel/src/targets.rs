@@ -81,8 +81,10 @@ pub fn dump_to_first(
         });
     });
     for &at in &firmware.virtio_mmio {
-        let is_disk = memory.with_registers(at, mmio::SIZE, mmio::is_block_device);
-        if !search.is_over() && is_disk == Some(true) {
+        if search.is_over() {
+            break;
+        }
+        if memory.with_registers(at, mmio::SIZE, mmio::is_block_device) == Some(true) {
             let registers = memory.map_device(at, mmio::SIZE);
             let transport = registers.and_then(MmioTransport::open);
             search.try_disk(machine, &at, transport.ok_or("its registers cannot be mapped"), job);

@@ -127,10 +127,15 @@ pub fn init() -> Tables {
     tables
 }
 
+/// The code for the size of physical addresses: the processor's (ID_AA64MMFR0_EL1.PARange), but at
+/// most that of 48 bits, as more need descriptors of another form.
+fn physical_size() -> u64 {
+    ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(5)
+}
+
 /// The number of bits of a physical address that these tables can hold and the processor has.
 pub(super) fn physical_bits() -> u32 {
-    // ID_AA64MMFR0_EL1.PARange; more than 48 bits need descriptors of another form.
-    match ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) {
+    match physical_size() {
         0 => 32,
         1 => 36,
         2 => 40,
@@ -168,14 +173,6 @@ unsafe fn switch(lower: u64, upper: u64) {
             + MAIR_EL1::Attr0_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc
             + MAIR_EL1::Attr1_Device::nonGathering_nonReordering_EarlyWriteAck,
     );
-    let address_size = match physical_bits() {
-        32 => 0,
-        36 => 1,
-        40 => 2,
-        42 => 3,
-        44 => 4,
-        _ => 5,
-    };
     TCR_EL1.write(
         TCR_EL1::T0SZ.val(64 - 48)
             + TCR_EL1::TG0::KiB_4
@@ -187,7 +184,7 @@ unsafe fn switch(lower: u64, upper: u64) {
             + TCR_EL1::SH1::Inner
             + TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable
             + TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable
-            + TCR_EL1::IPS.val(address_size),
+            + TCR_EL1::IPS.val(physical_size()),
     );
     TTBR0_EL1.set(lower);
     TTBR1_EL1.set(upper);
