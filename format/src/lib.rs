@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod area;
+pub mod frame;
 pub mod gpt;
 pub mod note;
 pub mod record;
