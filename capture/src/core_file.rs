@@ -156,6 +156,13 @@ impl CoreFile {
         })
     }
 
+    /// The range of memory that the block at `offset` of the core is of, and where in the core the
+    /// range begins.
+    pub fn range_at(&self, old: &OldMemory, offset: u64) -> Option<(u64, Range)> {
+        self.ranges(old)
+            .find(|&(start, range)| start / BLOCK * BLOCK <= offset && offset < start + range.size)
+    }
+
     /// Gives the head to `out` piece by piece, marked incomplete and with `record` in the vendor
     /// note: [`CoreFile::head_size`] bytes, if the notes are still those of [`CoreFile::plan`].
     pub fn write_head(

@@ -18,6 +18,7 @@ use crate::core_file::{self, CoreFile, E_FLAGS};
 use crate::crc::{CrcTable, TableBlocks};
 use crate::elfcorehdr::{Elfcorehdr, MAX_NOTE_BYTES};
 use crate::old::OldMemory;
+use crate::serial;
 use crate::{Disk, DiskError, Machine, OldPhys};
 
 const PAGE: usize = BLOCK as usize;
@@ -38,13 +39,19 @@ pub struct Buffers {
     blocks: Blocks,
     table: TableBlocks,
     card: Card,
+    serial: serial::Buffers,
 }
 
 impl Buffers {
     /// Empty buffers.
     #[must_use]
     pub const fn new() -> Buffers {
-        Buffers { blocks: Blocks::new(), table: TableBlocks::new(), card: Card::new() }
+        Buffers {
+            blocks: Blocks::new(),
+            table: TableBlocks::new(),
+            card: Card::new(),
+            serial: serial::Buffers::new(),
+        }
     }
 
     /// Gives the crash card of `source` to `out`.
@@ -55,6 +62,11 @@ impl Buffers {
         out: &mut dyn Sink,
     ) {
         self.card.print(machine, source, &mut self.blocks.notes, out);
+    }
+
+    /// What a dump over a line needs of them.
+    pub(crate) fn for_line(&mut self) -> (&mut [u8], &mut Card, &mut serial::Buffers) {
+        (&mut self.blocks.notes, &mut self.card, &mut self.serial)
     }
 
     /// The buffer for notes, for those who need one before the dump begins.
@@ -111,6 +123,8 @@ pub enum Error {
     Plan(core_file::Error),
     /// The disk failed; the area holds a part of the dump.
     Disk(DiskError),
+    /// The line does not take any more.
+    Line,
 }
 
 impl fmt::Display for Error {
@@ -118,6 +132,7 @@ impl fmt::Display for Error {
         match self {
             Error::Plan(error) => error.fmt(f),
             Error::Disk(error) => error.fmt(f),
+            Error::Line => f.write_str("the serial line takes no more bytes"),
         }
     }
 }
@@ -155,7 +170,7 @@ pub fn write(
     payload: Payload<'_>,
     buffers: &mut Buffers,
 ) -> Result<Complete, Error> {
-    let Buffers { blocks, table, card } = buffers;
+    let Buffers { blocks, table, card, .. } = buffers;
     let core = CoreFile::plan(machine, source.headers, &mut blocks.notes, source.old, &area.layout)
         .map_err(Error::Plan)?;
     machine.say(format_args!(
@@ -195,6 +210,25 @@ pub fn write(
     Ok(written?)
 }
 
+/// What the vendor note says before the first block.
+pub(crate) fn record(source: Source<'_>, payload: Payload<'_>) -> Record {
+    let mut version = [0; 64];
+    let text = payload.version.as_bytes();
+    let size = text.len().min(version.len());
+    version[..size].copy_from_slice(&text[..size]);
+    Record {
+        version: record::VERSION.into(),
+        complete: 0.into(),
+        payload: version,
+        first_block_us: 0.into(),
+        last_block_us: 0.into(),
+        pages_read: 0.into(),
+        pages_unreadable: 0.into(),
+        headers_dropped: source.old.dropped.into(),
+        memory_used: payload.memory_used.into(),
+    }
+}
+
 struct Writer<'a> {
     machine: &'a mut dyn Machine,
     disk: &'a mut dyn Disk,
@@ -224,7 +258,8 @@ impl Writer<'_> {
         self.first_block_us = self.machine.now_us();
         self.said_us = self.first_block_us;
 
-        let record = self.record(source, payload);
+        let first_block_us = self.first_block_us.into();
+        let record = Record { first_block_us, ..record(source, payload) };
         self.write_head(source, &record, buffers)?;
         let core = self.core;
         for (offset, range) in core.ranges(source.old) {
@@ -283,24 +318,6 @@ impl Writer<'_> {
         card.print(self.machine, source, &mut buffers.notes, &mut blocks);
         (trailer.card_size, trailer.card_crc) = blocks.finish()?;
         self.write_trailer(trailer)
-    }
-
-    fn record(&self, source: Source<'_>, payload: Payload<'_>) -> Record {
-        let mut version = [0; 64];
-        let text = payload.version.as_bytes();
-        let size = text.len().min(version.len());
-        version[..size].copy_from_slice(&text[..size]);
-        Record {
-            version: record::VERSION.into(),
-            complete: 0.into(),
-            payload: version,
-            first_block_us: self.first_block_us.into(),
-            last_block_us: 0.into(),
-            pages_read: 0.into(),
-            pages_unreadable: 0.into(),
-            headers_dropped: source.old.dropped.into(),
-            memory_used: payload.memory_used.into(),
-        }
     }
 
     /// Writes the head block by block, keeping the two blocks that are written again at the end.

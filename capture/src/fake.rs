@@ -14,7 +14,7 @@ use crate::{Disk, DiskError, Machine, OldPhys, Unreadable};
 pub const LIMIT: u64 = 1 << 36;
 
 /// Memory in pieces, and what was said.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct FakeMachine {
     pieces: BTreeMap<u64, Vec<u8>>,
     /// Pages that cannot be read.

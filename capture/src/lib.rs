@@ -14,6 +14,8 @@
 #[cfg(test)]
 extern crate std;
 
+extern crate alloc;
+
 pub mod architecture;
 pub mod area;
 pub mod card;
@@ -23,8 +25,10 @@ pub mod dump;
 pub mod elfcorehdr;
 #[cfg(test)]
 mod fake;
+pub mod line;
 pub mod old;
 pub mod options;
+pub mod serial;
 pub mod vmcoreinfo;
 
 use core::fmt;

@@ -28,6 +28,12 @@ impl Vmcoreinfo {
         }
     }
 
+    /// The text.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.text
+    }
+
     /// Whether there is no line.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -10,7 +10,7 @@ use super::testing::{BASE, World, at};
 const CALL: u16 = 0x005;
 
 /// A kernel that panicked on its second CPU by way of a module.
-fn panicked() -> World {
+pub(crate) fn panicked() -> World {
     let mut world = World::x86_64();
     let text = at::TEXT;
     world.put_symbols(&[

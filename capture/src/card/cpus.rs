@@ -47,6 +47,14 @@ impl Cpu {
         words.get(index).map(|word| u64::from_le_bytes(*word))
     }
 
+    /// The stack pointer.
+    pub fn sp(&self, architecture: Architecture) -> Option<u64> {
+        self.word(match architecture {
+            Architecture::X86_64 => 19,
+            Architecture::Aarch64 => 31,
+        })
+    }
+
     /// The program counter.
     pub fn pc(&self, architecture: Architecture) -> Option<u64> {
         self.word(match architecture {

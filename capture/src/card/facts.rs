@@ -90,6 +90,8 @@ pub struct Facts {
     pub log: Option<Log>,
     /// Its unwind tables (x86_64).
     pub orc: Option<orc::Table>,
+    /// Where its types begin and end (BTF).
+    pub types: Option<(u64, u64)>,
     /// Whether its types are known.
     pub has_types: bool,
     /// The head of its list of modules.
@@ -129,7 +131,8 @@ impl Facts {
             entries,
             text_end,
         ] = found;
-        let members = match types.zip(types_end) {
+        let types = types.zip(types_end);
+        let members = match types {
             Some(section) => {
                 let enough = |found: &_| is_enough(architecture, found);
                 btf::offsets(memory, section, &MEMBERS, &enough)
@@ -147,6 +150,7 @@ impl Facts {
             text: info.symbol("_stext").unwrap_or(0)..text_end.unwrap_or(0),
             log: Log::find(memory, info),
             orc,
+            types,
             has_types: members.iter().any(Option::is_some),
             modules,
             per_cpu,

@@ -24,6 +24,8 @@ const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
 /// Bounds: LOG_BUF_LEN_MAX is 2 GiB, and there are never more descriptors than bytes.
 const MAX_DESCRIPTOR_BITS: u32 = 26;
 const MAX_TEXT_BITS: u32 = 31;
+/// Bytes of an array that are believed.
+const MAX_AREA: u64 = 64 << 20;
 
 /// Records that are searched for what the kernel said when it died.
 const SEARCHED: u64 = 2048;
@@ -100,6 +102,16 @@ pub struct LastWords {
 }
 
 impl Log {
+    /// Where its arrays are, and how large: descriptors, texts, metadata.
+    pub fn areas(&self) -> [(u64, u64); 3] {
+        let array = |at, size: u64| (at, size.saturating_mul(self.count).min(MAX_AREA));
+        [
+            array(self.descriptors, self.layout.desc_size),
+            (self.text, self.text_size.min(MAX_AREA)),
+            array(self.infos, self.layout.info_size),
+        ]
+    }
+
     /// Finds the ring; `None` for kernels before 5.10, or when its head cannot be read.
     pub fn find(memory: &mut KernelMemory<'_>, info: &Vmcoreinfo) -> Option<Log> {
         let offset = |name: &str| info.value("OFFSET", name);

@@ -151,6 +151,28 @@ impl<'a> KernelMemory<'a> {
         Some(&self.cache.lines[slot])
     }
 
+    /// Walks the page tables for `at`, past what is remembered of them; `entry` sees where each entry is
+    /// that is read. `Err` has the size of the hole that is there instead.
+    pub fn look_up(&mut self, at: u64, entry: &mut dyn FnMut(u64)) -> Result<Mapping, u64> {
+        let Some(tables) = self.tables else { return Err(u64::MAX) };
+        tables.look_up(at, &mut |phys| {
+            entry(phys);
+            let mut bytes = [0; 8];
+            self.read_phys(phys, &mut bytes)?;
+            Some(u64::from_le_bytes(bytes))
+        })
+    }
+
+    /// Size of a page in bytes.
+    pub fn page_size(&self) -> u64 {
+        self.tables.map_or(4096, |tables| tables.page_size())
+    }
+
+    /// The first of the kernel's own addresses, and how many bytes a table of the last level maps.
+    pub fn kernel_half(&self) -> Option<(u64, u64)> {
+        self.tables.map(|tables| tables.kernel_half())
+    }
+
     fn translate(&mut self, at: u64) -> Option<(u64, u64)> {
         if let Some(found) = self.cache.mappings.iter().find_map(|mapping| mapping.phys(at)) {
             return Some(found);

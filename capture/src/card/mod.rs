@@ -10,19 +10,19 @@
 
 #[cfg(test)]
 mod arm64_tests;
-mod btf;
-mod cpus;
-mod facts;
+pub(crate) mod btf;
+pub(crate) mod cpus;
+pub(crate) mod facts;
 mod kallsyms;
 mod kernel;
 mod log;
-mod memory;
+pub(crate) mod memory;
 mod module;
 mod orc;
-mod paging;
+pub(crate) mod paging;
 mod report;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod text;
 mod trace;
 mod unwind;
@@ -77,6 +77,21 @@ impl Card {
         Card { cache: Cache::new(), facts: Vec::new() }
     }
 
+    /// The dead kernel's memory, and where things are in it.
+    pub(crate) fn open<'a>(
+        &'a mut self,
+        machine: &'a mut dyn Machine,
+        source: Source<'a>,
+    ) -> (KernelMemory<'a>, &'a Facts) {
+        let (architecture, old) = (source.headers.architecture(), source.old);
+        let tables = Tables::find(architecture, &old.vmcoreinfo);
+        let mut memory = KernelMemory::new(machine, old, tables, &mut self.cache);
+        if self.facts.is_empty() {
+            let _ = self.facts.push(Facts::find(&mut memory, architecture, &old.vmcoreinfo));
+        }
+        (memory, &self.facts[0])
+    }
+
     /// Gives the card to `out` line by line: at most [`CARD_BLOCK`] bytes, an end of line of one byte
     /// after each included. `scratch` takes the notes of a CPU.
     pub fn print(
@@ -86,13 +101,7 @@ impl Card {
         scratch: &mut [u8],
         out: &mut dyn Sink,
     ) {
-        let (architecture, old) = (source.headers.architecture(), source.old);
-        let tables = Tables::find(architecture, &old.vmcoreinfo);
-        let mut memory = KernelMemory::new(machine, old, tables, &mut self.cache);
-        if self.facts.is_empty() {
-            let _ = self.facts.push(Facts::find(&mut memory, architecture, &old.vmcoreinfo));
-        }
-        let Some(facts) = self.facts.first() else { return };
+        let (memory, facts) = self.open(machine, source);
         let mut kernel = Kernel::new(memory, facts);
         let room = CARD_BLOCK as usize;
         Report { kernel: &mut kernel, source, scratch, out, room }.write();
@@ -101,4 +110,4 @@ impl Card {
 
 #[cfg(test)]
 #[path = "card_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -42,6 +42,9 @@ pub struct Tables {
     half_bits: u32,
 }
 
+/// Most levels of tables: x86_64 with 57 bits, arm64 with 52 bits and pages of 4 KiB.
+pub const MAX_LEVELS: usize = 5;
+
 const PRESENT: u64 = 1;
 const X86_LARGE: u64 = 1 << 7;
 const X86_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -89,10 +92,30 @@ impl Tables {
         Some(Tables { architecture, root, page_bits, root_bits, half_bits: bits })
     }
 
+    /// Size of a page in bytes.
+    pub fn page_size(&self) -> u64 {
+        1 << self.page_bits
+    }
+
+    /// The first address that is translated, and how many bytes a table of the last level maps.
+    pub fn kernel_half(&self) -> (u64, u64) {
+        (u64::MAX << self.half_bits, 1 << (2 * self.page_bits - 3))
+    }
+
     /// Walks the tables for `at`; `entry` reads the 8 bytes at a physical address.
     pub fn walk(&self, at: u64, entry: &mut dyn FnMut(u64) -> Option<u64>) -> Option<Mapping> {
+        self.look_up(at, entry).ok()
+    }
+
+    /// Walks the tables for `at`. Where nothing is mapped, `Err` has the size of the hole, which begins
+    /// at a multiple of it: what one entry would map, a power of two.
+    pub fn look_up(
+        &self,
+        at: u64,
+        entry: &mut dyn FnMut(u64) -> Option<u64>,
+    ) -> Result<Mapping, u64> {
         if at >> self.half_bits != u64::MAX >> self.half_bits {
-            return None;
+            return Err(1 << self.half_bits);
         }
         let level_bits = self.page_bits - 3;
         let levels = (self.root_bits - self.page_bits).div_ceil(level_bits);
@@ -101,21 +124,18 @@ impl Tables {
             let shift = self.page_bits + level_bits * level;
             let bits = if level == levels - 1 { self.root_bits - shift } else { level_bits };
             let index = at >> shift & ((1 << bits) - 1);
-            let found = entry(table.checked_add(index * 8)?)?;
+            let size = 1u64 << shift;
+            let found = table.checked_add(index * 8).and_then(&mut *entry).ok_or(size)?;
             if found & PRESENT == 0 {
-                return None;
+                return Err(size);
             }
-            if self.is_leaf(level, found)? {
-                let size = 1u64 << shift;
-                return Some(Mapping {
-                    virt: at & !(size - 1),
-                    phys: self.address(found) & !(size - 1),
-                    size,
-                });
+            if self.is_leaf(level, found).ok_or(size)? {
+                let (virt, phys) = (at & !(size - 1), self.address(found) & !(size - 1));
+                return Ok(Mapping { virt, phys, size });
             }
             table = self.address(found);
         }
-        None
+        Err(self.page_size())
     }
 
     /// Whether a present entry at `level`, counted from the last one (0), maps memory. `None` for an

@@ -1,0 +1,603 @@
+//! The dump from its first frame to its end.
+
+use format::frame::{
+    Begin, Encoding, End, Extent, Kind, MAX_BLOCKS, MAX_CONTENT, MAX_RUNS, Plan, Run, Stage,
+    VERSION,
+};
+use format::record::{self, Record};
+use format::{BLOCK, area::Layout};
+use heapless::Vec;
+use zerocopy::IntoBytes;
+
+use crate::card::Card;
+use crate::core_file::{CoreFile, E_FLAGS};
+use crate::dump::{self, Payload, Source};
+use crate::line::Line;
+use crate::old::Range;
+use crate::{Machine, OldPhys};
+
+use super::order::{self, Taker};
+use super::places::Places;
+use super::sender::{Broken, Frames, Request, Sender};
+use super::sent::Sent;
+
+const PAGE: usize = BLOCK as usize;
+
+/// Runs of a plan: short enough that what a lost plan hides is little, and that console and receiver are
+/// heard from often.
+const PLANNED: usize = 1024;
+
+/// How long the end waits for somebody who was never heard, and for one who fell silent; and how long
+/// for one who is heard but asks for nothing.
+const STRANGER_US: u64 = 3_000_000;
+const SILENT_US: u64 = 15_000_000;
+const IDLE_US: u64 = 60_000_000;
+/// How often the end is told meanwhile: it may get lost too.
+const TELL_US: u64 = 1_000_000;
+/// What is sent again at most, for each block that was sent: one who asks for ever is no receiver.
+const AGAIN: u64 = 8;
+
+/// Buffers of the stream, outside of the stack.
+pub struct Buffers {
+    frames: Frames,
+    sent: Sent,
+    plan: Vec<Run, PLANNED>,
+}
+
+const _: () = assert!(PLANNED <= MAX_RUNS);
+
+impl Default for Buffers {
+    fn default() -> Buffers {
+        Buffers::new()
+    }
+}
+
+impl Buffers {
+    /// Empty buffers.
+    #[must_use]
+    pub const fn new() -> Buffers {
+        Buffers { frames: Frames::new(), sent: Sent::new(), plan: Vec::new() }
+    }
+}
+
+/// What is to be sent.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The dead kernel's memory.
+    pub source: Source<'a>,
+    /// What the vendor note says of us.
+    pub payload: Payload<'a>,
+    /// How much of the memory.
+    pub extent: Extent,
+}
+
+/// A dump that was sent whole. Times are microseconds since the payload's first instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complete {
+    /// Bytes put on the line.
+    pub wire_bytes: u64,
+    /// When the first block was sent, and the last.
+    pub first_block_us: u64,
+    /// When the last block was sent.
+    pub last_block_us: u64,
+    /// Pages of old memory sent.
+    pub pages_read: u64,
+    /// Pages that could not be read.
+    pub pages_unreadable: u64,
+    /// Whether a receiver said that it has everything.
+    pub confirmed: bool,
+}
+
+/// Sends the dump over `line`.
+///
+/// # Errors
+/// [`dump::Error`]; what was sent until then is with the receiver.
+pub fn write(
+    machine: &mut dyn Machine,
+    line: &mut dyn Line,
+    job: Job<'_>,
+    buffers: &mut dump::Buffers,
+) -> Result<Complete, dump::Error> {
+    let (notes, card, Buffers { frames, sent, plan }) = buffers.for_line();
+    let source = job.source;
+    // A line has no end: there is room for every core.
+    let room =
+        Layout { area_size: u64::MAX, crc_table: u64::MAX, card: u64::MAX, trailer: u64::MAX };
+    let core = CoreFile::plan(machine, source.headers, notes, source.old, &room)
+        .map_err(dump::Error::Plan)?;
+    let places = {
+        let (mut memory, facts) = card.open(machine, source);
+        Places::find(&mut memory, source.headers.architecture(), facts)
+    };
+    // A crash at another time has another number; 0 means none.
+    let stream = format::crc32(source.old.vmcoreinfo.bytes()).max(1);
+    let sender = Sender::new(line, frames, stream);
+    let first_block_us = machine.now_us();
+    let numbers = Numbers { first_block_us, ..Numbers::default() };
+    let mut stream =
+        Stream { sender, job, core, sent, plan, numbers, again: false, result: Ok(()) };
+    stream.run(machine, card, &places, notes).map_err(|Broken| dump::Error::Line)
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Default)]
+struct Numbers {
+    first_block_us: u64,
+    last_block_us: u64,
+    /// Plans sent in this walk, and in all of the first one.
+    plans: u32,
+    all_plans: u32,
+    blocks: u64,
+    blocks_again: u64,
+    pages_read: u64,
+    pages_unreadable: u64,
+    head_crc: u32,
+}
+
+struct Stream<'a> {
+    sender: Sender<'a>,
+    job: Job<'a>,
+    core: CoreFile,
+    sent: &'a mut Sent,
+    /// Runs of the next plan.
+    plan: &'a mut Vec<Run, PLANNED>,
+    numbers: Numbers,
+    /// Plans are sent again, without their blocks.
+    again: bool,
+    /// The first failure, for walks that do not end with it.
+    result: Result<(), Broken>,
+}
+
+impl Stream<'_> {
+    fn run(
+        &mut self,
+        machine: &mut dyn Machine,
+        card: &mut Card,
+        places: &Places,
+        notes: &mut [u8],
+    ) -> Result<Complete, Broken> {
+        self.walk(machine, card, places, notes)?;
+        self.numbers.all_plans = self.numbers.plans;
+        self.numbers.last_block_us = machine.now_us();
+        self.head(machine, notes, true, &[])?;
+        self.end(machine)?;
+        if self.sender.heard_us.is_none() {
+            // Whoever listens there cannot ask: what the rest hangs on comes twice.
+            self.plans_again(machine, card, places, notes)?;
+            self.head(machine, notes, true, &[])?;
+            self.end(machine)?;
+        }
+        let confirmed = self.repair(machine, card, places, notes)?;
+        let Numbers { first_block_us, last_block_us, pages_read, pages_unreadable, .. } =
+            self.numbers;
+        Ok(Complete {
+            wire_bytes: self.sender.wire_bytes,
+            first_block_us,
+            last_block_us,
+            pages_read,
+            pages_unreadable,
+            confirmed,
+        })
+    }
+
+    /// Sends everything of the extent; or again, only what belongs to it.
+    fn walk(
+        &mut self,
+        machine: &mut dyn Machine,
+        card: &mut Card,
+        places: &Places,
+        notes: &mut [u8],
+    ) -> Result<(), Broken> {
+        self.numbers.plans = 0;
+        self.sent.clear();
+        self.plan.clear();
+        let extent = self.job.extent;
+        for stage in Stage::ALL.into_iter().filter(|stage| stage.extent() <= extent) {
+            if stage == Stage::Head {
+                let blocks = self.core.head_size / BLOCK;
+                self.plan_blocks(machine, stage, 0, blocks);
+                self.send_plan(machine, stage, true);
+                if !self.again {
+                    self.head(machine, notes, false, &[])?;
+                }
+                continue;
+            }
+            let source = self.job.source;
+            let mut staged = Staged { stream: self, stage };
+            order::walk(stage, machine, source, card, places, notes, &mut staged);
+            self.result?;
+        }
+        Ok(())
+    }
+
+    fn plans_again(
+        &mut self,
+        machine: &mut dyn Machine,
+        card: &mut Card,
+        places: &Places,
+        notes: &mut [u8],
+    ) -> Result<(), Broken> {
+        self.again = true;
+        let outcome = self.walk(machine, card, places, notes);
+        self.again = false;
+        outcome
+    }
+
+    /// Puts those of `count` blocks from `first` on that were not sent yet into the plan, and sends it
+    /// whenever it is full.
+    fn plan_blocks(&mut self, machine: &mut dyn Machine, stage: Stage, first: u64, count: u64) {
+        let end = first + count;
+        let mut at = first;
+        while at < end && self.result.is_ok() {
+            let (is_sent, count) = self.sent.alike(at, (end - at).min(Run::MAX_COUNT));
+            if !is_sent {
+                let follows = |run: &&mut Run| {
+                    run.first() + run.count() == at && run.count() + count <= Run::MAX_COUNT
+                };
+                match self.plan.last_mut().filter(follows) {
+                    Some(run) => *run = Run::new(run.first(), run.count() + count),
+                    None => {
+                        if self.plan.is_full() {
+                            self.send_plan(machine, stage, false);
+                        }
+                        let _ = self.plan.push(Run::new(at, count));
+                    }
+                }
+                self.sent.add(at, count);
+            }
+            at += count;
+        }
+    }
+
+    /// Sends the plan and, unless it is sent again, its blocks.
+    fn send_plan(&mut self, machine: &mut dyn Machine, stage: Stage, is_last_of_stage: bool) {
+        if self.result.is_ok() {
+            self.result = self.try_send_plan(machine, stage, is_last_of_stage);
+        }
+        self.plan.clear();
+    }
+
+    fn try_send_plan(
+        &mut self,
+        machine: &mut dyn Machine,
+        stage: Stage,
+        is_last_of_stage: bool,
+    ) -> Result<(), Broken> {
+        let planned: u64 = self.plan.iter().map(Run::count).sum();
+        self.sender.begin(machine, &self.begin(planned))?;
+        let plan = Plan {
+            stage: stage as u8,
+            is_last_of_stage: is_last_of_stage.into(),
+            reserved: [0; 6],
+        };
+        let head = size_of::<Plan>();
+        let content = &mut self.sender.frames.content;
+        content[..head].copy_from_slice(plan.as_bytes());
+        let runs = self.plan.as_slice().as_bytes();
+        content[head..head + runs.len()].copy_from_slice(runs);
+        let number = self.numbers.plans;
+        self.numbers.plans += 1;
+        self.sender.prepared(machine, Kind::Plan, number.into(), head + runs.len())?;
+        if self.again || stage == Stage::Head {
+            return Ok(());
+        }
+        for index in 0..self.plan.len() {
+            let run = self.plan[index];
+            self.send_run(machine, run)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&self, planned: u64) -> Begin {
+        let mut payload = [0; 64];
+        let text = self.job.payload.version.as_bytes();
+        let size = text.len().min(payload.len());
+        payload[..size].copy_from_slice(&text[..size]);
+        let core = &self.core;
+        let expected = match self.job.extent {
+            Extent::Full => core.size / BLOCK,
+            _ => self.numbers.blocks + planned,
+        };
+        Begin {
+            version: VERSION.into(),
+            machine: self.job.source.headers.architecture().elf_machine().into(),
+            extent: self.job.extent as u8,
+            reserved: [0; 3],
+            head_size: core.head_size.into(),
+            core_size: core.size.into(),
+            expected_blocks: expected.into(),
+            payload,
+        }
+    }
+
+    /// Sends the blocks of a run, and what the receiver asks for meanwhile.
+    fn send_run(&mut self, machine: &mut dyn Machine, run: Run) -> Result<(), Broken> {
+        self.send_blocks(machine, run.first(), run.count())?;
+        self.numbers.blocks += run.count();
+        while self.sender.request.take_if(|it| *it == Request::Blocks).is_some() {
+            let runs = self.sender.frames.wanted.clone();
+            self.send_again(machine, &runs)?;
+        }
+        Ok(())
+    }
+
+    /// Sends memory again that the receiver lacks.
+    fn send_again(&mut self, machine: &mut dyn Machine, runs: &[Run]) -> Result<(), Broken> {
+        let head = self.core.head_size / BLOCK;
+        for run in runs {
+            let (first, end) = (run.first().max(head), run.first() + run.count());
+            if first < end && end <= self.core.size / BLOCK {
+                self.numbers.blocks_again += end - first;
+                let before = self.numbers;
+                self.send_blocks(machine, first, end - first)?;
+                self.numbers = before;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends blocks of memory: a few in one frame, and those without content counted.
+    fn send_blocks(
+        &mut self,
+        machine: &mut dyn Machine,
+        first: u64,
+        count: u64,
+    ) -> Result<(), Broken> {
+        let mut empty = Empty { encoding: Encoding::Zeros, first, count: 0 };
+        let (mut at, end) = (first, first + count);
+        while at < end {
+            let most = (end - at).min(MAX_BLOCKS as u64) as usize;
+            let (blocks, encoding) = self.read_alike(machine, at, most);
+            match encoding {
+                Some(encoding) if encoding == empty.encoding => empty.count += blocks as u64,
+                Some(encoding) => {
+                    self.send_empty(machine, &empty)?;
+                    empty = Empty { encoding, first: at, count: blocks as u64 };
+                }
+                None => {
+                    self.send_empty(machine, &empty)?;
+                    self.sender.blocks(machine, at * BLOCK, blocks)?;
+                    empty = Empty { first: at + blocks as u64, count: 0, ..empty };
+                }
+            }
+            at += blocks as u64;
+        }
+        self.send_empty(machine, &empty)
+    }
+
+    fn send_empty(&mut self, machine: &mut dyn Machine, empty: &Empty) -> Result<(), Broken> {
+        match empty.count {
+            0 => Ok(()),
+            count => self.sender.empty_blocks(machine, empty.encoding, empty.first * BLOCK, count),
+        }
+    }
+
+    /// Reads some blocks of the core, at most `most`, to where frames begin: those that can be read, or
+    /// those that cannot. Returns how many, and what stands for them if they have no content.
+    fn read_alike(
+        &mut self,
+        machine: &mut dyn Machine,
+        first: u64,
+        most: usize,
+    ) -> (usize, Option<Encoding>) {
+        let (mut blocks, mut is_readable) = (0, true);
+        while blocks < most {
+            let readable = self.read_block(machine, first + blocks as u64, blocks * PAGE);
+            if blocks > 0 && readable != is_readable {
+                break;
+            }
+            is_readable = readable;
+            blocks += 1;
+        }
+        let content = &self.sender.frames.content[..blocks * PAGE];
+        let zeros = is_readable && content.iter().all(|&byte| byte == 0);
+        if is_readable {
+            self.numbers.pages_read += blocks as u64;
+            (blocks, zeros.then_some(Encoding::Zeros))
+        } else {
+            self.numbers.pages_unreadable += blocks as u64;
+            (blocks, Some(Encoding::Unreadable))
+        }
+    }
+
+    /// Reads a block of the core to `into` of the content; whether it can be read.
+    fn read_block(&mut self, machine: &mut dyn Machine, block: u64, into: usize) -> bool {
+        let content = &mut self.sender.frames.content[into..into + PAGE];
+        let offset = block * BLOCK;
+        let old = self.job.source.old;
+        let Some((at, range)) = self.core.range_at(old, offset) else {
+            content.fill(0);
+            return false;
+        };
+        // The block has the range's bytes from `start` to `end`; the range may begin or end inside.
+        let (start, end) = (offset.max(at), (offset + BLOCK).min(at + range.size));
+        let (lead, size) = ((start - offset) as usize, (end - start) as usize);
+        if size < PAGE {
+            content.fill(0);
+        }
+        let from = OldPhys(range.source.0 + (start - at));
+        machine.read_old(from, &mut content[lead..lead + size]).is_ok()
+    }
+
+    /// Sends the blocks of the head, or of them those that are `wanted`; as they are in the end when
+    /// it is `done`.
+    fn head(
+        &mut self,
+        machine: &mut dyn Machine,
+        notes: &mut [u8],
+        done: bool,
+        wanted: &[Run],
+    ) -> Result<(), Broken> {
+        let record = self.record(done);
+        let complete = done && self.is_whole();
+        let source = self.job.source;
+        let core = self.core;
+        let mut crc = crc32fast::Hasher::new();
+        // Of the head as many blocks as a frame has room for, and again from the start for the next
+        // ones: it is made piece by piece.
+        let blocks = core.head_size / BLOCK;
+        let mut first = 0;
+        while first < blocks {
+            let count = (blocks - first).min(MAX_BLOCKS as u64);
+            let content = &mut self.sender.frames.content;
+            let mut window =
+                Window { start: first * BLOCK, at: 0, complete, content: &mut content[..] };
+            let (headers, old) = (source.headers, source.old);
+            core.write_head(machine, headers, notes, old, &record, &mut |piece| window.take(piece));
+            crc.update(&content[..count as usize * PAGE]);
+            let is_wanted =
+                |run: &Run| run.first() < first + count && first < run.first() + run.count();
+            if wanted.is_empty() || wanted.iter().any(is_wanted) {
+                self.sender.blocks(machine, first * BLOCK, count as usize)?;
+            }
+            first += count;
+        }
+        self.numbers.head_crc = crc.finalize();
+        if !done {
+            self.numbers.blocks += blocks;
+        }
+        Ok(())
+    }
+
+    /// Whether what is sent is all of the memory that is believed in.
+    fn is_whole(&self) -> bool {
+        !self.job.source.old.truncated
+    }
+
+    fn record(&self, done: bool) -> Record {
+        let Numbers { first_block_us, last_block_us, pages_read, pages_unreadable, .. } =
+            self.numbers;
+        let record = Record {
+            first_block_us: first_block_us.into(),
+            ..dump::record(self.job.source, self.job.payload)
+        };
+        if !done {
+            return record;
+        }
+        Record {
+            complete: u32::from(self.is_whole()).into(),
+            last_block_us: last_block_us.into(),
+            pages_read: pages_read.into(),
+            pages_unreadable: pages_unreadable.into(),
+            ..record
+        }
+    }
+
+    fn end(&mut self, machine: &mut dyn Machine) -> Result<(), Broken> {
+        let end = End {
+            complete: u32::from(self.is_whole()).into(),
+            plans: self.numbers.all_plans.into(),
+            head_crc: self.numbers.head_crc.into(),
+            reserved: 0.into(),
+            pages_read: self.numbers.pages_read.into(),
+            pages_unreadable: self.numbers.pages_unreadable.into(),
+        };
+        self.sender.small(machine, Kind::End, 0, end.as_bytes())
+    }
+
+    /// Answers the receiver until it has everything or is not heard any more. Returns whether it said
+    /// that it has.
+    fn repair(
+        &mut self,
+        machine: &mut dyn Machine,
+        card: &mut Card,
+        places: &Places,
+        notes: &mut [u8],
+    ) -> Result<bool, Broken> {
+        let begun = machine.now_us();
+        let (mut asked, mut told) = (begun, begun);
+        loop {
+            self.sender.listen(machine);
+            let now = machine.now_us();
+            let silent = match self.sender.heard_us {
+                Some(heard) => now.saturating_sub(heard.max(begun)) > SILENT_US,
+                None => now - begun > STRANGER_US,
+            };
+            let spent = self.numbers.blocks_again / AGAIN > self.numbers.blocks;
+            if silent || spent || now.saturating_sub(asked) > IDLE_US {
+                return Ok(false);
+            }
+            match self.sender.request.take() {
+                None if now.saturating_sub(told) < TELL_US => continue,
+                None => {}
+                Some(Request::Done) => return Ok(true),
+                Some(Request::Plans) => {
+                    // Counted, so that this ends as well.
+                    self.numbers.blocks_again += u64::from(self.numbers.all_plans) + 1;
+                    self.plans_again(machine, card, places, notes)?;
+                    asked = machine.now_us();
+                }
+                Some(Request::Blocks) => {
+                    let runs = self.sender.frames.wanted.clone();
+                    let head = self.core.head_size / BLOCK;
+                    if runs.iter().any(|run| run.first() < head) {
+                        self.numbers.blocks_again += head;
+                        self.head(machine, notes, true, &runs)?;
+                    }
+                    self.send_again(machine, &runs)?;
+                    asked = machine.now_us();
+                }
+            }
+            self.end(machine)?;
+            told = machine.now_us();
+        }
+    }
+}
+
+/// Blocks without content that are waiting to be sent as one frame.
+struct Empty {
+    encoding: Encoding,
+    first: u64,
+    count: u64,
+}
+
+/// Cuts a frame's content out of the pieces of the head.
+struct Window<'a> {
+    start: u64,
+    at: u64,
+    complete: bool,
+    content: &'a mut [u8],
+}
+
+impl Window<'_> {
+    fn take(&mut self, piece: &[u8]) {
+        for &byte in piece {
+            let skip = self.at.checked_sub(self.start);
+            let slot = skip.and_then(|skip| self.content.get_mut(usize::try_from(skip).ok()?));
+            if let Some(slot) = slot {
+                let in_flags = (E_FLAGS as u64..E_FLAGS as u64 + 4).contains(&self.at);
+                *slot = if self.complete && in_flags { 0 } else { byte };
+            }
+            self.at += 1;
+        }
+    }
+}
+
+/// Takes what belongs to a stage.
+struct Staged<'s, 'a> {
+    stream: &'s mut Stream<'a>,
+    stage: Stage,
+}
+
+impl Taker for Staged<'_, '_> {
+    fn take(&mut self, machine: &mut dyn Machine, phys: u64, size: u64) {
+        let old = self.stream.job.source.old;
+        let (core, stage) = (self.stream.core, self.stage);
+        for (offset, range) in core.ranges(old) {
+            let Range { phys: begins, size: length, .. } = range;
+            let start = phys.max(begins);
+            let end = phys.saturating_add(size).min(begins.saturating_add(length));
+            if start < end {
+                let first = (offset + (start - begins)) / BLOCK;
+                let after = (offset + (end - begins)).div_ceil(BLOCK);
+                self.stream.plan_blocks(machine, stage, first, after - first);
+            }
+        }
+    }
+
+    fn end_of(&mut self, machine: &mut dyn Machine, stage: Stage) {
+        self.stream.send_plan(machine, stage, true);
+    }
+}
+
+const _: () = assert!(MAX_CONTENT == MAX_BLOCKS * PAGE && record::SIZE <= PAGE);
