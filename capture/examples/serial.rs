@@ -73,7 +73,7 @@ fn main() {
         stage: 0,
     };
     let mut buffers = Box::new(Buffers::new());
-    let job = Job { source, payload, extent };
+    let job = Job { source, payload, extent, baud: Some(baud as u32) };
     let sent = serial::write(&mut machine, &mut line, job, &mut buffers).expect("nothing fails");
     let mut sum = 0;
     for (index, (bytes, blocks, frames)) in line.stages.iter().enumerate() {

@@ -182,7 +182,7 @@ fn check(
         return Err(Unusable::Resized { reserved: trailer.area_size, found: size });
     }
     match to {
-        To::Refused => return Err(Unusable::Refused),
+        To::Refused | To::Serial(_) => return Err(Unusable::Refused),
         To::Area(uuid) if uuid != trailer.uuid => return Err(Unusable::Foreign(trailer.uuid)),
         To::Area(_) | To::AnyArea => {}
     }

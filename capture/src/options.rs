@@ -5,8 +5,18 @@
 //! | `console=ttyS0,115200n8` | where to print: ttyS0 to ttyS3; the speed is kept when none is given |
 //! | `capture.to=disk` | the first reserved area found (default) |
 //! | `capture.to=disk:uuid=UUID` | the area with this uuid and no other |
+//! | `capture.to=serial` | over the console's port |
+//! | `capture.to=serial:PORT` | over another one |
+//! | `capture.serial=kernel` | how much goes over a line: or `minimal`, `full` |
 //! | `capture.after=reboot` | or `poweroff`, `halt` |
 //! | `elfcorehdr=…` | appended by kexec; the last one wins |
+//!
+//! A PORT is named as Linux names consoles and early consoles (earlycon=, Documentation/admin-guide/
+//! kernel-parameters.txt, 6.12): `ttyS1,921600n8`, `uart8250,io,0x3f8,115200n8`,
+//! `uart8250,mmio,ADDRESS`, `uart8250,mmio32,ADDRESS`, `pl011,ADDRESS`, `sbsa,ADDRESS`; the speed may be left
+//! out, and is then kept.
+
+use format::frame::Extent;
 
 use crate::OldPhys;
 
@@ -22,8 +32,42 @@ pub enum To {
     AnyArea,
     /// The area with this uuid.
     Area([u8; 16]),
+    /// A serial port: this one, or the console's.
+    Serial(Option<Port>),
     /// The option was not understood, so nothing may be written.
     Refused,
+}
+
+/// Where a serial port's registers are, and of what kind they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortPlace {
+    /// One of the ports that every PC has at the same addresses: 0 for ttyS0.
+    Pc(u8),
+    /// A 16550 at I/O ports from this one on.
+    Io(u16),
+    /// A 16550 in memory: registers of one byte, or of four bytes each.
+    Memory {
+        /// Where they begin.
+        at: u64,
+        /// Four bytes each.
+        wide: bool,
+    },
+    /// A PL011, or (`sbsa`) the part of it that SBSA demands.
+    Pl011 {
+        /// Where its registers begin.
+        at: u64,
+        /// Data and flags are all it has.
+        sbsa: bool,
+    },
+}
+
+/// A serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Where it is.
+    pub place: PortPlace,
+    /// Bits per second; `None` leaves the line as the dead kernel had it.
+    pub baud: Option<u32>,
 }
 
 /// What to do when the dump is done, or cannot be.
@@ -55,6 +99,8 @@ pub struct Options<'a> {
     pub console: Console,
     /// `capture.to=`
     pub to: To,
+    /// `capture.serial=`: how much goes over a line.
+    pub extent: Extent,
     /// `capture.after=`
     pub after: After,
     /// `elfcorehdr=`: where the header lies.
@@ -80,6 +126,11 @@ impl<'a> Options<'a> {
                     options.to = to.unwrap_or(To::Refused);
                     to.is_some()
                 }
+                ("capture.serial", value) => {
+                    let extent = parse_extent(value);
+                    options.extent = extent.unwrap_or(options.extent);
+                    extent.is_some()
+                }
                 ("capture.after", value) => {
                     let after = parse_after(value);
                     options.after = after.unwrap_or(options.after);
@@ -101,15 +152,67 @@ impl<'a> Options<'a> {
 
 fn parse_console(value: &str) -> Option<Console> {
     let (name, mode) = value.split_once(',').unwrap_or((value, ""));
-    let port: u8 = name.strip_prefix("ttyS")?.parse().ok()?;
+    let port = parse_pc_port(name)?;
     let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
     let baud = mode[..digits].parse().ok().filter(|&baud| baud > 0);
-    (port < 4).then_some(Console { port, baud })
+    Some(Console { port, baud })
+}
+
+/// `ttyS0` to `ttyS3`.
+fn parse_pc_port(name: &str) -> Option<u8> {
+    name.strip_prefix("ttyS")?.parse().ok().filter(|&port| port < 4)
+}
+
+/// A serial port, as the module's documentation says.
+fn parse_port(value: &str) -> Option<Port> {
+    let (name, rest) = value.split_once(',').unwrap_or((value, ""));
+    if name.starts_with("ttyS") {
+        let baud = if rest.is_empty() { None } else { Some(parse_mode(rest)?) };
+        return Some(Port { place: PortPlace::Pc(parse_pc_port(name)?), baud });
+    }
+    let (first, rest) = rest.split_once(',').unwrap_or((rest, ""));
+    let is_kind = matches!(first, "io" | "mmio" | "mmio32");
+    let (kind, address, mode) = if is_kind {
+        let (address, mode) = rest.split_once(',').unwrap_or((rest, ""));
+        (first, address, mode)
+    } else {
+        ("", first, rest)
+    };
+    let at = parse_size(address)?;
+    let place = match (name, kind) {
+        ("uart8250", "io") => PortPlace::Io(u16::try_from(at).ok().filter(|&at| at < 0xfff8)?),
+        ("uart8250", "mmio" | "mmio32") => PortPlace::Memory { at, wide: kind == "mmio32" },
+        ("pl011", "" | "mmio32") => PortPlace::Pl011 { at, sbsa: false },
+        ("sbsa", "") => PortPlace::Pl011 { at, sbsa: true },
+        _ => return None,
+    };
+    let baud = if mode.is_empty() { None } else { Some(parse_mode(mode)?) };
+    Some(Port { place, baud })
+}
+
+/// A speed and what eight bits without parity are written as: `115200n8`.
+fn parse_mode(mode: &str) -> Option<u32> {
+    let speed = mode.strip_suffix("n8").or(mode.strip_suffix('n')).unwrap_or(mode);
+    speed.parse().ok().filter(|&baud| baud > 0)
+}
+
+fn parse_extent(value: &str) -> Option<Extent> {
+    Some(match value {
+        "minimal" => Extent::Minimal,
+        "kernel" => Extent::Kernel,
+        "full" => Extent::Full,
+        _ => return None,
+    })
 }
 
 fn parse_to(value: &str) -> Option<To> {
-    if value == "disk" {
-        return Some(To::AnyArea);
+    match value {
+        "disk" => return Some(To::AnyArea),
+        "serial" => return Some(To::Serial(None)),
+        _ => {}
+    }
+    if let Some(port) = value.strip_prefix("serial:") {
+        return parse_port(port).map(|port| To::Serial(Some(port)));
     }
     parse_uuid(value.strip_prefix("disk:uuid=")?).map(To::Area)
 }
@@ -213,6 +316,44 @@ mod tests {
         assert_eq!((options.to, options.after), (To::Area(uuid), After::Halt));
         assert_eq!(Options::parse("root=/dev/vda1").to, To::AnyArea);
         assert_eq!(Options::parse("capture.to=disk").to, To::AnyArea);
+    }
+
+    #[test]
+    fn serial_ports_are_named_as_linux_names_them() {
+        let to = |port: &str| Options::parse(&std::format!("capture.to=serial:{port}")).to;
+        let is = |place, baud| To::Serial(Some(Port { place, baud }));
+        assert_eq!(Options::parse("capture.to=serial").to, To::Serial(None));
+        assert_eq!(to("ttyS1,921600n8"), is(PortPlace::Pc(1), Some(921_600)));
+        assert_eq!(to("ttyS3"), is(PortPlace::Pc(3), None));
+        assert_eq!(to("uart8250,io,0x3f8,115200n8"), is(PortPlace::Io(0x3f8), Some(115_200)));
+        let wide = PortPlace::Memory { at: 0xfe21_5040, wide: true };
+        assert_eq!(to("uart8250,mmio32,0xfe215040"), is(wide, None));
+        let narrow = PortPlace::Memory { at: 0x1000, wide: false };
+        assert_eq!(to("uart8250,mmio,4K,9600"), is(narrow, Some(9600)));
+        let pl011 = PortPlace::Pl011 { at: 0x900_0000, sbsa: false };
+        assert_eq!(to("pl011,0x9000000"), is(pl011, None));
+        assert_eq!(to("pl011,mmio32,0x9000000,115200"), is(pl011, Some(115_200)));
+        assert_eq!(to("sbsa,0x9000000"), is(PortPlace::Pl011 { at: 0x900_0000, sbsa: true }, None));
+        for wrong in [
+            "",
+            "ttyS4",
+            "ttyAMA0",
+            "ttyS1,fast",
+            "uart8250,0x3f8",
+            "uart8250,io,0x10000",
+            "pl011",
+            "pl011,0x9000000,0",
+        ] {
+            assert_eq!(to(wrong), To::Refused, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn extent_is_the_kernel_unless_told_otherwise() {
+        assert_eq!(Options::parse("").extent, Extent::Kernel);
+        assert_eq!(Options::parse("capture.serial=full").extent, Extent::Full);
+        assert_eq!(Options::parse("capture.serial=minimal").extent, Extent::Minimal);
+        assert_eq!(Options::parse("capture.serial=all").refused, Some("capture.serial=all"));
     }
 
     #[test]

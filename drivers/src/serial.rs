@@ -1,4 +1,4 @@
-//! Serial ports to print on, with waits that end.
+//! Serial ports to print on and to dump over, with waits that end.
 
 mod ns16550;
 mod pl011;
@@ -6,12 +6,17 @@ mod pl011;
 pub use ns16550::{MemoryBackend, Ns16550};
 pub use pl011::Pl011;
 
+use heapless::Deque;
+
 use crate::clock::{Clock, Deadline};
 use crate::firmware::{Uart, UartKind};
 use crate::mmio::Registers;
 
 /// Longest wait for room in the transmitter: sixteen characters at 300 baud take half a second.
 const SEND_US: u64 = 600_000;
+
+/// Most bytes that are kept until somebody asks for them; later ones are lost.
+const ARRIVED: usize = 2048;
 
 /// The registers of a port that can send.
 pub trait Transmitter {
@@ -23,38 +28,58 @@ pub trait Transmitter {
     /// Sends the first of `bytes`, as many as the port takes at once. Returns how many.
     fn send_some(&mut self, bytes: &[u8]) -> usize;
 
+    /// The next byte that has arrived without an error.
+    fn receive_one(&mut self) -> Option<u8>;
+
     /// Whether everything has left the port.
     fn is_idle(&mut self) -> bool;
 }
 
-/// A serial port to print on. A port that does not take a character in time is given up: output is
+/// A serial port. A port that does not take a character in time is given up: output is
 /// thrown away from then on, so that a broken port costs its deadline once.
 pub struct SerialPort<T> {
     transmitter: T,
     alive: bool,
+    /// What arrived and was not asked for yet: a port holds 16 bytes, and at 115200 bits per second
+    /// sending a frame of the dump takes a thousand times as long as filling that.
+    arrived: Deque<u8, ARRIVED>,
 }
 
 impl<T: Transmitter> SerialPort<T> {
     /// A port as the dead kernel left it; with `baud`, set to that speed, 8 data bits, no parity.
     pub fn open(clock: &dyn Clock, mut transmitter: T, baud: Option<u32>) -> SerialPort<T> {
         let alive = transmitter.prepare(clock, baud);
-        SerialPort { transmitter, alive }
+        SerialPort { transmitter, alive, arrived: Deque::new() }
     }
 
-    /// Sends all of `bytes`, or as much as the port takes before its deadline.
-    pub fn send(&mut self, clock: &dyn Clock, mut bytes: &[u8]) {
+    /// Sends all of `bytes`, or as much as the port takes before its deadline, and takes in what
+    /// arrives meanwhile. Returns whether all of it was taken.
+    pub fn send(&mut self, clock: &dyn Clock, mut bytes: &[u8]) -> bool {
         while self.alive && !bytes.is_empty() {
-            let sent = Deadline::after_us(clock, SEND_US).poll(clock, || {
-                match self.transmitter.send_some(bytes) {
-                    0 => None,
-                    sent => Some(sent),
-                }
-            });
-            match sent {
-                Ok(sent) => bytes = bytes.get(sent..).unwrap_or(&[]),
-                Err(_) => self.alive = false,
+            self.take_in();
+            let mut sent = self.transmitter.send_some(bytes);
+            if sent == 0 {
+                let (transmitter, arrived) = (&mut self.transmitter, &mut self.arrived);
+                let room = Deadline::after_us(clock, SEND_US).poll(clock, || {
+                    take_in(transmitter, arrived);
+                    Some(transmitter.send_some(bytes)).filter(|&sent| sent > 0)
+                });
+                self.alive = room.is_ok();
+                sent = room.unwrap_or(0);
             }
+            bytes = bytes.get(sent..).unwrap_or(&[]);
         }
+        self.alive
+    }
+
+    /// The next byte that arrived.
+    pub fn receive(&mut self) -> Option<u8> {
+        self.take_in();
+        self.arrived.pop_front()
+    }
+
+    fn take_in(&mut self) {
+        take_in(&mut self.transmitter, &mut self.arrived);
     }
 
     /// Waits until everything has left the port, or its deadline passes: a machine that is reset
@@ -65,6 +90,15 @@ impl<T: Transmitter> SerialPort<T> {
             let idle = || transmitter.is_idle().then_some(());
             self.alive = Deadline::after_us(clock, SEND_US).poll(clock, idle).is_ok();
         }
+    }
+}
+
+/// Keeps what has arrived, no more at once than any port holds: one that is gone reads as anything.
+fn take_in<T: Transmitter>(transmitter: &mut T, arrived: &mut Deque<u8, ARRIVED>) {
+    const HELD: usize = 64;
+    for _ in 0..HELD {
+        let Some(byte) = transmitter.receive_one() else { return };
+        let _ = arrived.push_back(byte);
     }
 }
 
@@ -105,6 +139,13 @@ impl<R: Registers> Transmitter for MemoryPort<R> {
         }
     }
 
+    fn receive_one(&mut self) -> Option<u8> {
+        match self {
+            MemoryPort::Pl011(port) => port.receive_one(),
+            MemoryPort::Ns16550(port) => port.receive_one(),
+        }
+    }
+
     fn is_idle(&mut self) -> bool {
         match self {
             MemoryPort::Pl011(port) => port.is_idle(),
@@ -138,10 +179,12 @@ pub(crate) mod tests {
         }
     }
 
-    /// Takes three characters at a time, and none while `stuck`.
+    /// Takes three characters at a time, and none while `stuck`; brings `input`.
+    #[derive(Default)]
     struct Fake {
         sent: Vec<u8>,
         stuck: bool,
+        input: Vec<u8>,
     }
 
     impl Transmitter for Fake {
@@ -155,6 +198,10 @@ pub(crate) mod tests {
             some
         }
 
+        fn receive_one(&mut self) -> Option<u8> {
+            self.input.pop()
+        }
+
         fn is_idle(&mut self) -> bool {
             !self.stuck
         }
@@ -163,15 +210,35 @@ pub(crate) mod tests {
     #[test]
     fn everything_is_sent_in_order() {
         let clock = Ticking(Cell::new(0));
-        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: false }, None);
+        let mut port = SerialPort::open(&clock, Fake::default(), None);
         port.send(&clock, b"tinykdump: the first line of many\r\n");
         assert_eq!(port.transmitter.sent, b"tinykdump: the first line of many\r\n");
     }
 
     #[test]
+    fn what_arrives_while_something_is_sent_is_kept() {
+        let clock = Ticking(Cell::new(0));
+        let input = b"answer".iter().rev().copied().collect();
+        let mut port = SerialPort::open(&clock, Fake { input, ..Fake::default() }, None);
+        assert!(port.send(&clock, b"question"));
+        assert!(port.transmitter.input.is_empty());
+        let answer: Vec<u8> = core::iter::from_fn(|| port.receive()).collect();
+        assert_eq!(answer, b"answer");
+    }
+
+    #[test]
+    fn port_that_babbles_does_not_hold_up_what_is_sent() {
+        let clock = Ticking(Cell::new(0));
+        let input = std::vec![b'!'; 1 << 20];
+        let mut port = SerialPort::open(&clock, Fake { input, ..Fake::default() }, None);
+        assert!(port.send(&clock, b"question"));
+        assert!(port.transmitter.input.len() > 1 << 19);
+    }
+
+    #[test]
     fn stuck_port_costs_its_deadline_once_and_is_given_up() {
         let clock = Ticking(Cell::new(0));
-        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: true }, None);
+        let mut port = SerialPort::open(&clock, Fake { stuck: true, ..Fake::default() }, None);
         port.send(&clock, b"nobody");
         let after_first = clock.now_us();
         assert!((SEND_US..SEND_US + 1000).contains(&after_first));
@@ -185,7 +252,7 @@ pub(crate) mod tests {
     #[test]
     fn port_that_never_drains_is_waited_for_once() {
         let clock = Ticking(Cell::new(0));
-        let mut port = SerialPort::open(&clock, Fake { sent: Vec::new(), stuck: true }, None);
+        let mut port = SerialPort::open(&clock, Fake { stuck: true, ..Fake::default() }, None);
         port.drain(&clock);
         let after_first = clock.now_us();
         assert!((SEND_US..SEND_US + 1000).contains(&after_first));

@@ -36,6 +36,20 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
 }
 
+/// The console's port as the line that the dump goes over.
+pub struct ConsoleLine;
+
+impl capture::line::Line for ConsoleLine {
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        let mut port = PORT.lock();
+        port.as_mut().is_some_and(|port| port.send(&PayloadClock, bytes))
+    }
+
+    fn receive(&mut self) -> Option<u8> {
+        PORT.lock().as_mut()?.receive()
+    }
+}
+
 /// Waits until the last line is on the wire.
 pub fn drain() {
     if let Some(mut port) = PORT.try_lock()

@@ -6,7 +6,7 @@ use crate::stack::Stack;
 use crate::windows::PAGE;
 
 /// Size of the payload's stack in bytes.
-const STACK_SIZE: usize = 24 * 1024;
+const STACK_SIZE: usize = 40 * 1024;
 
 /// The stack of everything but exceptions.
 pub static STACK: Stack<STACK_SIZE> = Stack::new();

@@ -10,8 +10,10 @@ mod arch;
 mod boot;
 mod console;
 mod disk;
+mod heap;
 mod image;
 mod memory;
+mod port;
 mod stack;
 mod targets;
 mod time;
@@ -24,7 +26,8 @@ use capture::card::Console;
 use capture::dump::{Buffers, Payload, Source};
 use capture::elfcorehdr::{self, Elfcorehdr};
 use capture::old::OldMemory;
-use capture::options::{After, Options};
+use capture::options::{self, After, Options, To};
+use capture::serial;
 use capture::{Machine, OldPhys, Unreadable};
 use drivers::clock::Clock;
 use drivers::firmware::{Firmware, acpi};
@@ -33,7 +36,9 @@ use format::area::Reason;
 use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
+use crate::console::ConsoleLine;
 use crate::memory::PhysicalMemory;
+use crate::port::OwnLine;
 use crate::targets::Job;
 use crate::time::PayloadClock;
 
@@ -94,6 +99,10 @@ fn greet(options: &Options<'_>) {
 enum Failure {
     Elfcorehdr(elfcorehdr::Error),
     Target(targets::Failure),
+    /// There is no such port.
+    NoPort,
+    /// The line broke.
+    Line(capture::dump::Error),
     /// The dump is whole but for ranges of memory that there was no room to remember.
     TooManyRanges,
 }
@@ -103,6 +112,8 @@ impl fmt::Display for Failure {
         match self {
             Failure::Elfcorehdr(error) => error.fmt(f),
             Failure::Target(error) => error.fmt(f),
+            Failure::NoPort => f.write_str("the serial port that capture.to= names is not there"),
+            Failure::Line(error) => error.fmt(f),
             Failure::TooManyRanges => f.write_str(Reason::TooManyRanges.text()),
         }
     }
@@ -134,26 +145,71 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     let memory_used = boot.image_size;
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
-    let mut job =
-        Job { to: options.to, source, payload: Payload { version: VERSION, memory_used }, buffers };
-    let complete =
-        targets::dump_to_first(firmware, &mut machine, &mut job).map_err(Failure::Target)?;
+    let payload = Payload { version: VERSION, memory_used };
+    match options.to {
+        To::Serial(port) => {
+            let job = serial::Job { source, payload, extent: options.extent, baud: None };
+            over_line(&mut machine, firmware, (port, options.console), job, buffers)?;
+        }
+        to => to_disk(&mut machine, firmware, &mut Job { to, source, payload, buffers })?,
+    }
+    if old.truncated { Err(Failure::TooManyRanges) } else { Ok(()) }
+}
 
+/// Writes the dump to a disk.
+fn to_disk(
+    machine: &mut ThisMachine<'_>,
+    firmware: &Firmware,
+    job: &mut Job<'_>,
+) -> Result<(), Failure> {
+    let complete = targets::dump_to_first(firmware, machine, job).map_err(Failure::Target)?;
     let bulk_us = complete.last_block_us - complete.first_block_us;
-    say!(
-        "{} pages read, {} unreadable, {} headers dropped",
-        complete.pages_read,
-        complete.pages_unreadable,
-        old.dropped
-    );
+    tell_pages(complete.pages_read, complete.pages_unreadable, job.source.old.dropped);
     say!(
         "first block after {} ms, complete after {} ms, {} MB/s, {} KiB of memory used",
         complete.first_block_us / 1000,
         complete.last_block_us / 1000,
         complete.size / bulk_us.max(1),
-        memory_used >> 10
+        job.payload.memory_used >> 10
     );
-    if old.truncated { Err(Failure::TooManyRanges) } else { Ok(()) }
+    Ok(())
+}
+
+/// Sends the dump over the port that was asked for, or the console's.
+fn over_line(
+    machine: &mut ThisMachine<'_>,
+    firmware: &Firmware,
+    (port, console): (Option<options::Port>, options::Console),
+    job: serial::Job<'_>,
+    buffers: &mut Buffers,
+) -> Result<(), Failure> {
+    let own = port.filter(|port| !port::is_console(port, console, firmware));
+    let baud = own.map_or(console.baud, |port| port.baud);
+    let job = serial::Job { baud, ..job };
+    let sent = match own {
+        None => serial::write(machine, &mut ConsoleLine, job, buffers),
+        Some(port) => {
+            let mut line = OwnLine::open(&port, machine.memory).ok_or(Failure::NoPort)?;
+            let sent = serial::write(machine, &mut line, job, buffers);
+            line.drain();
+            sent
+        }
+    };
+    let complete = sent.map_err(Failure::Line)?;
+    tell_pages(complete.pages_read, complete.pages_unreadable, job.source.old.dropped);
+    say!(
+        "first block after {} ms, complete after {} ms, {} KiB on the line, {}; {} KiB of memory used",
+        complete.first_block_us / 1000,
+        complete.last_block_us / 1000,
+        complete.wire_bytes >> 10,
+        if complete.confirmed { "all of it received" } else { "nobody said that it was received" },
+        job.payload.memory_used >> 10
+    );
+    Ok(())
+}
+
+fn tell_pages(read: u64, unreadable: u64, dropped: u64) {
+    say!("{read} pages read, {unreadable} unreadable, {dropped} headers dropped");
 }
 
 /// The machine as the dump logic sees it.

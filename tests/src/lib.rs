@@ -9,3 +9,4 @@ pub mod core_file;
 pub mod crash;
 pub mod peers;
 pub mod trace;
+pub mod wire;

@@ -139,6 +139,20 @@ impl Guest<'_> {
     /// # Errors
     /// When the machine does not start.
     pub fn start(&self, scenario: &Scenario, disks: Vec<Disk>, directory: &Path) -> Result<Vm> {
+        self.with_machine(scenario, disks, directory, |machine| machine.start(directory))
+    }
+
+    /// Makes the machine and its initramfs, and starts it by `start`.
+    ///
+    /// # Errors
+    /// When something is missing, and those of `start`.
+    pub fn with_machine(
+        &self,
+        scenario: &Scenario,
+        disks: Vec<Disk>,
+        directory: &Path,
+        start: impl FnOnce(&Machine<'_>) -> Result<Vm>,
+    ) -> Result<Vm> {
         std::fs::create_dir_all(directory)?;
         let initrd = directory.join("initramfs.cpio");
         let kernel = kernel(self.fixtures, self.target, scenario, DebugInfo::No)?;
@@ -160,7 +174,7 @@ impl Guest<'_> {
             disks,
             blobs: scenario.blobs.clone(),
         };
-        machine.start(directory)
+        start(&machine)
     }
 
     /// Waits until the guest has loaded the payload and is about to crash.

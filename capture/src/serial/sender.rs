@@ -70,6 +70,7 @@ pub struct Sender<'a> {
     compressor: Compressor,
     stream: u32,
     sequence: u32,
+    baud: Option<u32>,
     /// What the receiver asked for last.
     pub request: Option<Request>,
     /// When the receiver was heard last.
@@ -79,14 +80,21 @@ pub struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    /// Begins the stream with the number `stream`.
-    pub fn new(line: &'a mut dyn Line, frames: &'a mut Frames, stream: u32) -> Sender<'a> {
+    /// Begins the stream with the number `stream` on a line of `baud` bits per second, if that is
+    /// known.
+    pub fn new(
+        line: &'a mut dyn Line,
+        frames: &'a mut Frames,
+        stream: u32,
+        baud: Option<u32>,
+    ) -> Sender<'a> {
         Sender {
             line,
             frames,
             compressor: Compressor::new(),
             stream,
             sequence: 0,
+            baud,
             request: None,
             heard_us: None,
             wire_bytes: 0,
@@ -186,9 +194,11 @@ impl<'a> Sender<'a> {
         let begun = machine.now_us();
         let header = self.header(kind, encoding, count, offset);
         self.put(machine, &header, size)?;
-        if size > MAX_CONTENT / 8 {
-            // Short frames say little about the line, much of which may fit into a FIFO.
-            self.compressor.adapt(packing, machine.now_us().saturating_sub(begun));
+        // A byte takes ten bits. Short frames say little about the line: they fit into FIFOs.
+        let takes = |baud: u32| size as u64 * 10_000_000 / u64::from(baud.max(1));
+        let sending = self.baud.map_or(machine.now_us().saturating_sub(begun), takes);
+        if self.baud.is_some() || size > MAX_CONTENT / 8 {
+            self.compressor.adapt(packing, sending);
         }
         Ok(())
     }

@@ -69,6 +69,8 @@ pub struct Job<'a> {
     pub payload: Payload<'a>,
     /// How much of the memory.
     pub extent: Extent,
+    /// Speed of the line in bits per second, if it is known: else what can be seen of it counts.
+    pub baud: Option<u32>,
 }
 
 /// A dump that was sent whole. Times are microseconds since the payload's first instruction.
@@ -111,7 +113,7 @@ pub fn write(
     };
     // A crash at another time has another number; 0 means none.
     let stream = format::crc32(source.old.vmcoreinfo.bytes()).max(1);
-    let sender = Sender::new(line, frames, stream);
+    let sender = Sender::new(line, frames, stream, job.baud);
     let first_block_us = machine.now_us();
     let numbers = Numbers { first_block_us, ..Numbers::default() };
     let mut stream =

@@ -189,7 +189,7 @@ fn send_from(
     receiver: &mut Receiver,
 ) -> Result<Complete, dump::Error> {
     let mut machine = Ticking(machine, Cell::new(0));
-    let job = Job { source, payload: PAYLOAD, extent };
+    let job = Job { source, payload: PAYLOAD, extent, baud: None };
     write(&mut machine, receiver, job, &mut Box::new(dump::Buffers::new()))
 }
 

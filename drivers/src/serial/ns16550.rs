@@ -61,6 +61,11 @@ impl<B: Backend> Transmitter for Ns16550<B> {
         self.uart.send_bytes(&bytes[..bytes.len().min(self.depth)])
     }
 
+    fn receive_one(&mut self) -> Option<u8> {
+        let mut byte = [0];
+        (self.uart.receive_bytes(&mut byte) == 1).then_some(byte[0])
+    }
+
     fn is_idle(&mut self) -> bool {
         self.uart.lsr().contains(LSR::TRANSMITTER_EMPTY)
     }

@@ -24,6 +24,7 @@ mod register {
 /// Bits of the flag register.
 mod flag {
     pub const BUSY: u32 = 1 << 3;
+    pub const RECEIVER_EMPTY: u32 = 1 << 4;
     pub const TRANSMITTER_FULL: u32 = 1 << 5;
     pub const TRANSMITTER_EMPTY: u32 = 1 << 7;
 }
@@ -35,6 +36,9 @@ mod control {
     pub const RECEIVE: u32 = 1 << 9;
     pub const CTS_FLOW: u32 = 1 << 15;
 }
+
+/// Bits of the data register, beside the byte that arrived: what was wrong with it.
+const DATA_ERRORS: u32 = 0xf << 8;
 
 /// Eight bits with FIFOs, no parity, one stop bit.
 const EIGHT_BITS_WITH_FIFO: u32 = 0b11 << 5 | 1 << 4;
@@ -103,7 +107,8 @@ impl<R: Registers> Transmitter for Pl011<R> {
         // Linux turns a port that is only its console on for every line, and off after it; and it
         // sends without asking the other side meanwhile.
         let before = self.registers.read32(register::CONTROL);
-        let on = (before | control::ENABLE | control::TRANSMIT) & !control::CTS_FLOW;
+        let listening = control::ENABLE | control::TRANSMIT | control::RECEIVE;
+        let on = (before | listening) & !control::CTS_FLOW;
         if on != before {
             self.registers.write32(register::CONTROL, on);
         }
@@ -118,6 +123,14 @@ impl<R: Registers> Transmitter for Pl011<R> {
             self.registers.write32(register::DATA, byte.into());
         }
         bytes.len()
+    }
+
+    fn receive_one(&mut self) -> Option<u8> {
+        if self.registers.read32(register::FLAGS) & flag::RECEIVER_EMPTY != 0 {
+            return None;
+        }
+        let data = self.registers.read32(register::DATA);
+        (data & DATA_ERRORS == 0).then_some(data as u8)
     }
 
     fn is_idle(&mut self) -> bool {

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::ChildStdout;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -46,7 +45,7 @@ struct State {
 
 impl Console {
     /// Reads `serial` until it ends, in a thread of its own, and keeps a copy in the file `log`.
-    pub(super) fn new(mut serial: ChildStdout, log: PathBuf) -> Result<Console> {
+    pub(super) fn new(mut serial: Box<dyn Read + Send>, log: PathBuf) -> Result<Console> {
         let mut copy =
             File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let shared = Arc::new(Shared::default());

@@ -8,10 +8,10 @@ mod console;
 mod qmp;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,8 @@ pub struct Blob {
 /// A machine that runs. Dropping it ends it.
 pub struct Vm {
     child: Child,
+    /// What is typed into its first serial port.
+    input: Option<ChildStdin>,
     qmp: Qmp,
     /// What the machine prints on its first serial port.
     pub console: Console,
@@ -95,6 +97,25 @@ impl Machine<'_> {
     /// # Errors
     /// When QEMU is missing and cannot be installed, or does not start.
     pub fn start(&self, directory: &Path) -> Result<Vm> {
+        let mut input = None;
+        let mut vm = self.start_over(directory, |from_us, to_us| {
+            input = Some(from_us);
+            Ok(Box::new(to_us))
+        })?;
+        vm.input = input;
+        Ok(vm)
+    }
+
+    /// The same with something in the middle of its first serial line: `wire` gets both its ends, and
+    /// gives what is to be the console's.
+    ///
+    /// # Errors
+    /// Likewise, and those of `wire`.
+    pub fn start_over(
+        &self,
+        directory: &Path,
+        wire: impl FnOnce(ChildStdin, ChildStdout) -> Result<Box<dyn Read + Send>>,
+    ) -> Result<Vm> {
         let qemu = &self.target.qemu;
         process::install(&[process::Program { name: &qemu.program, package: &qemu.package }])?;
         let slot = Slot::take();
@@ -111,10 +132,11 @@ impl Machine<'_> {
             .stderr(File::create(&stderr)?)
             .spawn()
             .with_context(|| format!("cannot run {shown}"))?;
-        let serial = child.stdout.take().context("QEMU has no output")?;
-        let console = Console::new(serial, directory.join("serial.log"));
         // From here on the child must not outlive us, whatever fails.
-        let qmp = console
+        let ends = child.stdin.take().zip(child.stdout.take()).context("QEMU has no line");
+        let qmp = ends
+            .and_then(|(input, output)| wire(input, output))
+            .and_then(|serial| Console::new(serial, directory.join("serial.log")))
             .and_then(|console| {
                 let qmp = Qmp::accept(&listener, &mut child, Instant::now() + ANSWER)?;
                 Ok((console, qmp))
@@ -124,7 +146,16 @@ impl Machine<'_> {
             let said = std::fs::read_to_string(&stderr).unwrap_or_default();
             format!("QEMU does not start:\n{shown}\n{said}")
         })?;
-        Ok(Vm { child, qmp, console, command: shown, stderr, _sockets: sockets, _slot: slot })
+        Ok(Vm {
+            child,
+            input: None,
+            qmp,
+            console,
+            command: shown,
+            stderr,
+            _sockets: sockets,
+            _slot: slot,
+        })
     }
 
     fn command(&self, qmp: &Path) -> Command {
@@ -220,7 +251,7 @@ impl Vm {
     /// # Errors
     /// When QEMU is gone.
     pub fn type_in(&mut self, bytes: &[u8]) -> Result<()> {
-        let input = self.child.stdin.as_mut().context("QEMU has no input")?;
+        let input = self.input.as_mut().context("its line is somebody else's")?;
         input.write_all(bytes)?;
         Ok(input.flush()?)
     }

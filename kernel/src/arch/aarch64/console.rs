@@ -1,11 +1,12 @@
 //! The serial port that firmware calls its console: in memory, of whatever kind.
 
-use capture::options::Console;
+use capture::options::{Console, PortPlace};
 use drivers::firmware::Firmware;
 use drivers::mmio::Mmio;
 use drivers::serial::{MemoryPort, registers_size};
 
 use crate::memory::PhysicalMemory;
+use crate::port;
 
 /// The registers of a serial port.
 pub type Port = MemoryPort<Mmio>;
@@ -17,4 +18,13 @@ pub fn port(_: Console, firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Opt
     let uart = firmware.console?;
     let registers = memory.map_early(uart.base, registers_size(uart.kind))?;
     Some(MemoryPort::new(&uart, registers))
+}
+
+/// The registers of a serial port that an option names.
+pub type Named = MemoryPort<Mmio>;
+
+/// The registers at `place`, if they can be there: all ports are in memory.
+#[must_use]
+pub fn named(place: PortPlace, memory: &PhysicalMemory<'_>) -> Option<Named> {
+    port::in_memory(place, memory)
 }
