@@ -8,8 +8,8 @@ use miniz_oxide::deflate::core::{CompressorOxide, TDEFLFlush, TDEFLStatus, compr
 /// Levels of DEFLATE, from none to the best that is worth its time.
 const LEVELS: [u8; 4] = [0, 1, 6, 9];
 
-/// A line that takes this many times as long as packing for it leaves time for the next level, which
-/// takes up to so many times as long.
+/// The next level is tried when the time that packing saves on the line is more than so many times what
+/// packing takes; it takes up to so many times as long.
 const SLOWER: u64 = 4;
 
 /// A compressor. It is made once: nothing is allocated later.
@@ -44,15 +44,17 @@ impl Compressor {
         (status == TDEFLStatus::Done && packed < bytes.len()).then_some(packed)
     }
 
-    /// Chooses the level for the next frames, when the last one took so many microseconds to pack and
-    /// to send: the line should wait for the processor no more than the processor for the line.
-    pub fn adapt(&mut self, packing: u64, sending: u64) {
+    /// Chooses the level for the next frames, when packing the last one took `packing` microseconds and
+    /// saved `saved` of them on the line. The line waits while the processor packs, so that only what
+    /// saves more than it takes is worth it.
+    pub fn adapt(&mut self, packing: u64, saved: u64) {
         let before = self.level;
-        if packing > sending {
-            self.level = self.level.saturating_sub(1);
+        let is_worth_more = packing.saturating_mul(SLOWER) < saved || before == 0;
+        if packing > saved && before > 0 {
+            self.level = before - 1;
             self.hold = HOLD;
-        } else if packing.saturating_mul(SLOWER) < sending && self.hold == 0 {
-            self.level = (self.level + 1).min(LEVELS.len() - 1);
+        } else if is_worth_more && self.hold == 0 {
+            self.level = (before + 1).min(LEVELS.len() - 1);
         }
         self.hold = self.hold.saturating_sub(1);
         if self.level != before {
@@ -84,6 +86,7 @@ mod tests {
         for level in 1..LEVELS.len() {
             compressor.level = level - 1;
             compressor.adapt(1, 1000);
+            assert_eq!(compressor.level, level);
             let mut packed = vec![0; bytes.len()];
             let size = compressor.pack(&bytes, &mut packed).unwrap();
             assert_eq!(decompress_to_vec(&packed[..size]).unwrap(), bytes);
@@ -108,9 +111,14 @@ mod tests {
         let mut compressor = Compressor::new();
         (0..4).for_each(|_| compressor.adapt(100, 50));
         assert_eq!(compressor.pack(&[0; 4096], &mut [0; 4096]), None);
-        compressor.adapt(0, 5000);
+        compressor.adapt(5, 0);
         assert_eq!(compressor.level, 0, "what was too slow a moment ago is not tried again");
-        (0..HOLD + 4).for_each(|_| compressor.adapt(100, 5000));
+        let tried = (0..HOLD).any(|_| {
+            compressor.adapt(5, 0);
+            compressor.level == 1
+        });
+        assert!(tried, "but later it is");
+        (0..2).for_each(|_| compressor.adapt(100, 5000));
         assert_eq!(compressor.level, LEVELS.len() - 1);
         compressor.adapt(100, 300);
         assert_eq!(compressor.level, LEVELS.len() - 1, "neither too slow nor too quick");

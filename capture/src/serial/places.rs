@@ -41,14 +41,13 @@ const PER_CPU: [&str; 7] = [
 ];
 
 /// Where things begin and end.
-const BOUNDS: [&str; 13] = [
+const BOUNDS: [&str; 12] = [
     "init_task",
     "nr_cpu_ids",
     "runqueues",
     "__per_cpu_offset",
     "__per_cpu_start",
     "__per_cpu_end",
-    "pcpu_unit_size",
     "_sdata",
     "_end",
     "__start_rodata",
@@ -134,7 +133,6 @@ impl Places {
             per_cpu_offsets,
             per_cpu_start,
             per_cpu_end,
-            unit,
             data,
             end,
             constants,
@@ -155,7 +153,6 @@ impl Places {
             Architecture::Aarch64 => context.map(|at| at + CPU_CONTEXT_SP),
         };
         let area = part(per_cpu_start.or(Some(0)), per_cpu_end);
-        let unit = unit.and_then(|at| memory.u32(at)).map(u64::from);
         Places {
             small,
             per_cpu,
@@ -163,10 +160,7 @@ impl Places {
             cpu_count,
             run_queues,
             per_cpu_offsets,
-            per_cpu_area: area.map(|(start, size)| {
-                // The unit also has what was allocated later, behind the static part.
-                (start, unit.filter(|unit| (size..MAX_UNIT).contains(unit)).unwrap_or(size))
-            }),
+            per_cpu_area: area.map(|(start, size)| (start, size + PER_CPU_ALLOCATED)),
             data: part(data, end),
             constants: part(constants, constants_end),
             freed: part(freed, freed_end),
@@ -191,8 +185,9 @@ impl Places {
     }
 }
 
-/// Most bytes of a CPU's own variables that are believed.
-const MAX_UNIT: u64 = 4 << 20;
+/// What follows a CPU's static variables in its area: those of modules, and what was allocated first
+/// (PERCPU_MODULE_RESERVE and PERCPU_DYNAMIC_RESERVE, include/linux/percpu.h, 6.12).
+const PER_CPU_ALLOCATED: u64 = (8 << 10) + (28 << 10);
 
 /// What lies from `start` to `end`, if that makes sense: address and size.
 fn part(start: Option<u64>, end: Option<u64>) -> Option<(u64, u64)> {

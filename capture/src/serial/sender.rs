@@ -184,8 +184,8 @@ impl<'a> Sender<'a> {
         let Frames { content, packed, .. } = &mut *self.frames;
         let shorter = self.compressor.pack(&content[..size], packed);
         let packing = machine.now_us().saturating_sub(begun);
-        let (encoding, size) = match shorter {
-            Some(size) => (Encoding::Deflate, size),
+        let (encoding, sent) = match shorter {
+            Some(shorter) => (Encoding::Deflate, shorter),
             None => {
                 packed[..size].copy_from_slice(&content[..size]);
                 (Encoding::Plain, size)
@@ -193,12 +193,19 @@ impl<'a> Sender<'a> {
         };
         let begun = machine.now_us();
         let header = self.header(kind, encoding, count, offset);
-        self.put(machine, &header, size)?;
-        // A byte takes ten bits. Short frames say little about the line: they fit into FIFOs.
-        let takes = |baud: u32| size as u64 * 10_000_000 / u64::from(baud.max(1));
-        let sending = self.baud.map_or(machine.now_us().saturating_sub(begun), takes);
-        if self.baud.is_some() || size > MAX_CONTENT / 8 {
-            self.compressor.adapt(packing, sending);
+        self.put(machine, &header, sent)?;
+        let sending = machine.now_us().saturating_sub(begun);
+        let less = (size - sent) as u64;
+        match self.baud {
+            // A short one is not worth much either way.
+            _ if size < BLOCK as usize => {}
+            // A byte takes ten bits.
+            Some(baud) => {
+                self.compressor.adapt(packing, less * 10_000_000 / u64::from(baud.max(1)))
+            }
+            // Few bytes say little about the line: they fit into FIFOs.
+            None if sent < MAX_CONTENT / 8 => {}
+            None => self.compressor.adapt(packing, sending * less / sent as u64),
         }
         Ok(())
     }
