@@ -2,6 +2,9 @@
 
 use core::fmt::{self, Write};
 
+use capture::Machine;
+use capture::card::Sink;
+use capture::line::Line;
 use capture::options::Console;
 use drivers::firmware::Firmware;
 use drivers::serial::SerialPort;
@@ -36,10 +39,22 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
 }
 
+/// The crash card on the console: without times, which would make it half as long again, and the
+/// line may be slow.
+pub struct CardLines;
+
+impl Sink for CardLines {
+    fn line(&mut self, _: &mut dyn Machine, line: &str) {
+        let mut console = ConsoleLine;
+        console.send(line.as_bytes());
+        console.send(b"\r\n");
+    }
+}
+
 /// The console's port as the line that the dump goes over.
 pub struct ConsoleLine;
 
-impl capture::line::Line for ConsoleLine {
+impl Line for ConsoleLine {
     fn send(&mut self, bytes: &[u8]) -> bool {
         let mut port = PORT.lock();
         port.as_mut().is_some_and(|port| port.send(&PayloadClock, bytes))

@@ -22,7 +22,7 @@ mod windows;
 use core::fmt;
 use core::panic::PanicInfo;
 
-use capture::card::Console;
+use capture::card::Sink;
 use capture::dump::{Buffers, Payload, Source};
 use capture::elfcorehdr::{self, Elfcorehdr};
 use capture::old::OldMemory;
@@ -36,7 +36,7 @@ use format::area::Reason;
 use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
-use crate::console::ConsoleLine;
+use crate::console::{CardLines, ConsoleLine};
 use crate::memory::PhysicalMemory;
 use crate::port::OwnLine;
 use crate::targets::Job;
@@ -45,6 +45,10 @@ use crate::time::PayloadClock;
 /// Name, version and git revision: the first line of output, and part of every dump.
 const VERSION: &str =
     concat!("tinykdump ", env!("CARGO_PKG_VERSION"), " (", env!("TINYKDUMP_REVISION"), ")");
+
+/// What stands on the console before the crash card, and behind it: host-analyzer finds it by these.
+const CARD_BEGINS: &str = "crash card:";
+const CARD_ENDS: &str = "end of the crash card";
 
 /// The large parts of the dump's state, outside of the stack.
 struct Workspace {
@@ -139,7 +143,9 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
 
     // Why it died, before anything that could fail.
     let source = Source { headers: &headers, old };
-    buffers.print_card(&mut machine, source, &mut Console);
+    say!("{CARD_BEGINS}");
+    buffers.print_card(&mut machine, source, &mut CardLines);
+    say!("{CARD_ENDS}");
 
     // Where it may be written, and then the dump itself.
     let memory_used = boot.image_size;
@@ -190,6 +196,11 @@ fn over_line(
         None => serial::write(machine, &mut ConsoleLine, job, buffers),
         Some(port) => {
             let mut line = OwnLine::open(&port, machine.memory).ok_or(Failure::NoPort)?;
+            for text in [VERSION, CARD_BEGINS] {
+                line.line(machine, text);
+            }
+            buffers.print_card(machine, job.source, &mut line);
+            line.line(machine, CARD_ENDS);
             let sent = serial::write(machine, &mut line, job, buffers);
             line.drain();
             sent

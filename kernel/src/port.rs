@@ -1,5 +1,7 @@
 //! The serial port that the dump goes over.
 
+use capture::Machine;
+use capture::card::Sink;
 use capture::line::Line;
 use capture::options::{Console, Port, PortPlace};
 use drivers::firmware::{Firmware, Uart, UartKind};
@@ -24,6 +26,14 @@ impl OwnLine {
     /// Waits until everything has left it.
     pub fn drain(&mut self) {
         self.0.drain(&PayloadClock);
+    }
+}
+
+/// The crash card on it.
+impl Sink for OwnLine {
+    fn line(&mut self, _: &mut dyn Machine, line: &str) {
+        self.send(line.as_bytes());
+        self.send(b"\r\n");
     }
 }
 

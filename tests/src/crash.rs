@@ -112,13 +112,17 @@ impl Crashed {
         self.console.iter().flat_map(|line| [&line.text, "\n"]).collect()
     }
 
-    /// What the payload printed, its prefix cut off.
+    /// What the payload printed, its prefix cut off. The crash card's lines have none.
     #[must_use]
     pub fn payload_lines(&self) -> Vec<&str> {
-        self.console
-            .iter()
-            .filter_map(|line| line.text.split_once("] tinykdump: ").map(|(_, said)| said))
-            .collect()
+        let mut in_card = false;
+        let mut lines = Vec::new();
+        for line in &self.console {
+            let said = line.text.split_once("] tinykdump: ").map(|(_, said)| said);
+            lines.extend(said.or(in_card.then_some(line.text.as_str())));
+            in_card = said == Some("crash card:") || in_card && said.is_none();
+        }
+        lines
     }
 
     /// Fails unless the payload printed a line with `text`.

@@ -8,5 +8,6 @@
 pub mod core_file;
 pub mod crash;
 pub mod peers;
+pub mod stream;
 pub mod trace;
 pub mod wire;

@@ -35,6 +35,8 @@ pub struct Wire {
 
 #[derive(Default)]
 struct Shared {
+    /// Everything that the machine sent.
+    sent: Vec<u8>,
     /// Everything that the far end gets.
     bytes: Vec<u8>,
     /// How many bytes had come when.
@@ -72,6 +74,12 @@ impl Wire {
         let faults = Faults::new(self.settings.one_in);
         let (wire, begun) = (self.clone(), Instant::now());
         Ok(Box::new(NearEnd { wire, output, faults, begun, passed: 0, died_at: None }))
+    }
+
+    /// Everything that the machine has sent.
+    #[must_use]
+    pub fn sent(&self) -> Vec<u8> {
+        lock(&self.shared).sent.clone()
     }
 
     /// Everything that has come out of the far end.
@@ -137,6 +145,7 @@ impl Read for NearEnd {
         if shared.listener.as_mut().is_some_and(|listener| listener.write_all(&far).is_err()) {
             shared.listener = None;
         }
+        shared.sent.extend_from_slice(&buffer[..count]);
         shared.bytes.extend_from_slice(&far);
         let reached = shared.bytes.len();
         shared.arrivals.push((reached, Instant::now()));

@@ -47,15 +47,6 @@ pub trait Sink {
     fn line(&mut self, machine: &mut dyn Machine, line: &str);
 }
 
-/// The console, line by line.
-pub struct Console;
-
-impl Sink for Console {
-    fn line(&mut self, machine: &mut dyn Machine, line: &str) {
-        machine.say(format_args!("{line}"));
-    }
-}
-
 /// What is known about the dead kernel, kept from one print of the card to the next.
 pub struct Card {
     cache: Cache,
