@@ -196,14 +196,16 @@ impl Kallsyms {
         Some((kind, Name::from_slice(name).ok()?))
     }
 
-    /// Where the tokens of the name at `at` begin, and how many there are.
+    /// Where the tokens of the name at `at` begin, and how many there are: they end below 2^64.
     fn split(&self, memory: &mut KernelMemory<'_>, at: u64) -> Option<(u64, u64)> {
         let first = u64::from(memory.u8(at)?);
-        if first & 0x80 == 0 {
-            return Some((at.checked_add(1)?, first)).filter(|_| first != 0);
-        }
-        let second = u64::from(memory.u8(at.checked_add(1)?)?);
-        Some((at.checked_add(2)?, (first & 0x7f) | second << 7))
+        let (start, length) = if first & 0x80 == 0 {
+            (at.checked_add(1)?, Some(first).filter(|&first| first != 0)?)
+        } else {
+            let second = u64::from(memory.u8(at.checked_add(1)?)?);
+            (at.checked_add(2)?, (first & 0x7f) | second << 7)
+        };
+        start.checked_add(length).map(|_| (start, length))
     }
 
     /// The text of `length` tokens, its type included, as much of it as is kept.

@@ -148,3 +148,17 @@ fn tables_that_make_no_sense_are_none() {
     many.put_u32(at::OFFSETS - 16, u32::MAX);
     assert!(is_none(&many));
 }
+
+#[test]
+fn name_that_would_end_beyond_all_addresses_is_none() {
+    let mut world = world(&FEW);
+    // The last page of all, at the end of this memory.
+    world.put_u64(0x2000 + 511 * 8, 0x4003);
+    world.put_u64(0x4000 + 511 * 8, 0x5003);
+    world.put_u64(0x5000 + 511 * 8, 0x6003);
+    world.put(0x6000 + 4093, &[0xff, 0xff, 5]);
+    with(&world, |table, memory| {
+        assert_eq!(table.split(memory, u64::MAX - 2), None);
+        assert_eq!(table.split(memory, u64::MAX), None);
+    });
+}

@@ -93,8 +93,11 @@ impl<'a> Kernel<'a> {
         (is_code && at.wrapping_sub(symbol.start) < MAX_FUNCTION).then_some(symbol)
     }
 
-    /// The module with `at` in its text.
+    /// The module with `at` in its text. A user's address is in none.
     pub fn module_covering(&mut self, at: u64) -> Option<Module> {
+        if at >> 63 == 0 {
+            return None;
+        }
         if self.module.is_none_or(|module| !module.has(at)) {
             self.module = Module::covering(&mut self.memory, self.facts, at);
         }

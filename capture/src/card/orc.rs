@@ -104,8 +104,11 @@ impl Table {
     /// `__start_orc_unwind` on.
     pub fn of_image(memory: &mut KernelMemory<'_>, ips: (u64, u64), entries: u64) -> Option<Table> {
         let count = ips.1.checked_sub(ips.0)? / IP;
+        if !(1..=MAX_ENTRIES).contains(&count) {
+            return None;
+        }
         let version = Version::detect(memory, entries, count);
-        (1..=MAX_ENTRIES).contains(&count).then_some(Table { ips: ips.0, entries, count, version })
+        Some(Table { ips: ips.0, entries, count, version })
     }
 
     /// The entry for the instruction at `pc`: the last one that begins at or before it.

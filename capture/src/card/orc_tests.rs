@@ -65,3 +65,12 @@ fn last_entry_that_begins_before_an_instruction_rules_it() {
     assert_eq!(offset(0x20_0000), Some(99 * 8));
     assert_eq!(offset(0x0f_ffff), None);
 }
+
+#[test]
+fn table_that_would_fill_the_address_space_is_none() {
+    World::x86_64().memory(|memory, _| {
+        for end in [0, 1 << 40, u64::MAX] {
+            assert!(Table::of_image(memory, (0, end), BASE + at::ORC).is_none());
+        }
+    });
+}
