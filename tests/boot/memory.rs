@@ -39,13 +39,13 @@ fn an_arm64_machine_of_8_gib_is_dumped_from_2_mib() -> Result<()> {
 
 /// kexec_load takes 640 KiB of the region for its copy of low memory.
 #[test]
-fn kexec_load_needs_no_more_than_1280_kib() -> Result<()> {
-    dumps("x86_64", "1280-kib-load", Syscall::Load, "1280K", 512)
+fn kexec_load_needs_no_more_than_1792_kib() -> Result<()> {
+    dumps("x86_64", "1792-kib-load", Syscall::Load, "1792K", 512)
 }
 
 #[test]
-fn kexec_file_load_needs_no_more_than_512_kib() -> Result<()> {
-    dumps("x86_64", "512-kib-file-load", Syscall::FileLoad, "512K", 512)
+fn kexec_file_load_needs_no_more_than_1152_kib() -> Result<()> {
+    dumps("x86_64", "1152-kib-file-load", Syscall::FileLoad, "1152K", 512)
 }
 
 /// Dumps a machine with `memory_mib` of RAM from a region of `crashkernel`. The disk image keeps
