@@ -121,7 +121,7 @@ pub enum Error {
         error: ReadError,
     },
     /// The output could not be written.
-    #[error("cannot write the output: {0}")]
+    #[error("cannot write the output")]
     Output(#[from] std::io::Error),
 }
 

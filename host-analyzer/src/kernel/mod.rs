@@ -239,7 +239,10 @@ impl<'d> Kernel<'d> {
     }
 
     /// Whether the kernel's table has no data symbols (CONFIG_KALLSYMS_ALL is off).
-    fn has_functions_only(&self) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// [`Error::NoSymbols`] when there is no symbol table at all.
+    pub fn has_functions_only(&self) -> Result<bool, Error> {
         // Every kernel has this variable.
         Ok(self.listed_symbol("init_task")?.is_none())
     }

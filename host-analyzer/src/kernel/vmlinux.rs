@@ -96,7 +96,7 @@ fn sections(file: &[u8]) -> Result<HashMap<String, Section>, &'static str> {
     const SECTION_HEADER: usize = 64;
     if !file.starts_with(ELFMAG) {
         return Err("not an ELF file. What is wanted is the uncompressed vmlinux of the -dbg \
-                    package, not the vmlinuz (bzImage) that boots");
+                    package, not the vmlinuz that boots");
     }
     let cut = "its headers are cut short; was it copied whole?";
     let header = Elf::parse_header(file).map_err(|_| cut)?;

@@ -154,7 +154,7 @@ pub fn log_record(record: &Record, level: bool, out: &mut dyn Write) -> Result<(
 /// A size in bytes, in the largest unit that leaves a number above 1.
 #[must_use]
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KB", "MB", "GB", "TB"];
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
     while value >= 1024.0 && unit + 1 < UNITS.len() {
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn sizes_and_durations_are_short() {
         assert_eq!(size(512), "512 bytes");
-        assert_eq!(size(464 << 20), "464.0 MB");
+        assert_eq!(size(464 << 20), "464.0 MiB");
         assert_eq!(duration(6), "00:00:06");
         assert_eq!(duration(86400 * 3 + 3661), "3 days, 01:01:01");
     }
