@@ -110,8 +110,14 @@ pub enum Error {
         release: String,
     },
     /// There is no such task.
-    #[error("no task has the PID or address {0}; `bt --all-tasks` lists them all")]
+    #[error("no such task: {0}; `ps` lists them all")]
     NoTask(String),
+    /// There is no such task among those that could be found.
+    #[error("no task {0} was found, and not all tasks could be read: {1}")]
+    TaskNotFound(String, String),
+    /// No module could be read.
+    #[error("no modules can be shown: {0}")]
+    NoModules(String),
     /// A read that the command cannot do without failed.
     #[error("{what}: {error}")]
     Read {

@@ -108,7 +108,7 @@ fn crash_rows(linux: &Linux<'_, '_>, rows: &mut Rows) {
             rows.add("COMMAND", format!("\"{}\"", task.comm));
             rows.add("TASK", format!("{:x}", task.address));
             rows.add("CPU", cpu.to_string());
-            rows.add("STATE", format!("{} (PANIC)", task.state()));
+            rows.add("STATE", format!("{} (PANIC)", task.state().name));
         }
         Err(error) => rows.add("PID", format!("(unknown: {error})")),
     }
