@@ -21,6 +21,14 @@ pub enum ReadError {
     TooLong(u64),
 }
 
+impl ReadError {
+    /// Whether something is there that the dump lacks; else there is nothing, or it makes no sense.
+    #[must_use]
+    pub fn is_lost(self) -> bool {
+        matches!(self, ReadError::NotInDump(_) | ReadError::NoPageTable(_))
+    }
+}
+
 /// Why the analyzer could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -72,6 +80,9 @@ pub enum Error {
     /// A symbol that the command cannot do without.
     #[error("the kernel has no symbol {0}, so {1}")]
     NoSymbol(String, &'static str),
+    /// A symbol that the command cannot do without, and that may exist.
+    #[error("the dump lacks part of the kernel's symbol table, and {0} is not in the rest, so {1}")]
+    LostSymbol(String, &'static str),
     /// No types.
     #[error(
         "no type information: {0}. Give the kernel's vmlinux as second argument if it has BTF \

@@ -148,7 +148,12 @@ fn with_kernel(
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
     }
-    Ok(command(&kernel)?)
+    let outcome = command(&kernel);
+    let borrowed = kernel.borrowed();
+    if !borrowed.is_empty() {
+        eprintln!("host-analyzer: not in the dump, taken from vmlinux: {}", borrowed.join(", "));
+    }
+    Ok(outcome?)
 }
 
 /// Sorts the arguments after the dump: a first one that names no task is the vmlinux.
