@@ -143,7 +143,7 @@ mod tests {
     fn whole_table_and_lost_table() {
         let whole: Vec<u8> = (0..10u16).flat_map(u16::to_le_bytes).collect();
         assert_eq!(below(&Sparse::whole(whole), 4), Some(4));
-        let lost = Sparse::with_holes(vec![FILLER; 20], Vec::from([0..20]));
+        let lost = Sparse::with_holes(vec![FILLER; 20], std::iter::once(0..20).collect());
         assert_eq!(below(&lost, 4), None);
     }
 }
