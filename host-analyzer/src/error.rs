@@ -126,6 +126,9 @@ pub enum Error {
     /// There is no such task among those that could be found.
     #[error("no task {0} was found, and not all tasks could be read: {1}")]
     TaskNotFound(String, String),
+    /// A command found nothing to show.
+    #[error("nothing can be shown: {0}")]
+    NothingToShow(String),
     /// No module could be read.
     #[error("no modules can be shown: {0}")]
     NoModules(String),

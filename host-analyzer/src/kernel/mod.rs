@@ -300,6 +300,18 @@ impl<'d> Kernel<'d> {
         self.borrowed.borrow().iter().copied().chain(code).collect()
     }
 
+    /// Whether all symbols and types are known: then what is not found among them does not exist.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.symbols().is_ok_and(|symbols| symbols.is_whole())
+            && self.types().map_or_else(|_| self.symbols_say_no_types(), Btf::is_whole)
+    }
+
+    /// Whether there are no types because the kernel was built without.
+    fn symbols_say_no_types(&self) -> bool {
+        self.symbol("__start_BTF").is_ok_and(|start| start.is_none())
+    }
+
     /// Whether `at` lies in the kernel's image, not in a module. No, when the image is not known.
     #[must_use]
     pub fn in_image(&self, at: VirtAddr) -> bool {

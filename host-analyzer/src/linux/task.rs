@@ -218,15 +218,18 @@ impl Linux<'_, '_> {
                 _ => {}
             }
         }
-        let left = percpu.present.iter().find(|&&cpu| self.left_for_capture(cpu));
+        let left = |&&cpu: &&u32| {
+            self.saved_registers(cpu).is_some_and(|registers| self.left_for_capture(&registers))
+        };
+        let left = percpu.present.iter().find(left);
         Ok(left.or(percpu.online.first()).copied().unwrap_or(0))
     }
 
-    /// Whether `cpu` saved its own registers before it jumped to the capture kernel: other CPUs save
-    /// those of what they were stopped in.
-    fn left_for_capture(&self, cpu: u32) -> bool {
-        let Some(registers) = self.saved_registers(cpu) else { return false };
-        let stand = self.kernel.machine().stand(&registers);
+    /// Whether a CPU saved these registers as its own before it jumped to the capture kernel: other
+    /// CPUs save those of what they were stopped in.
+    #[must_use]
+    pub fn left_for_capture(&self, registers: &[u8]) -> bool {
+        let stand = self.kernel.machine().stand(registers);
         // crash_setup_regs() is inlined there (kernel/kexec_core.c; crash_core.c from 6.7 on).
         let place = stand.and_then(|stand| self.place(stand.pc));
         place.is_some_and(|place| matches!(&*place.name, "__crash_kexec" | "crash_kexec"))
@@ -240,7 +243,14 @@ impl Linux<'_, '_> {
         let layout = self.task_layout()?;
         let mut list = TaskList::default();
         let mut seen = HashSet::new();
-        for &cpu in &self.percpu()?.present {
+        let present = match self.percpu() {
+            Ok(percpu) => percpu.present.as_slice(),
+            Err(error) => {
+                list.problems.push(format!("idle tasks: {error}"));
+                &[]
+            }
+        };
+        for &cpu in present {
             match self.run_queue_task(cpu, layout.run_queue_idle).and_then(|at| self.task(at)) {
                 Ok(task) => {
                     seen.insert(task.address);
@@ -249,11 +259,22 @@ impl Linux<'_, '_> {
                 Err(error) => list.problems.push(format!("idle task of CPU {cpu}: {error}")),
             }
         }
-        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed")?;
-        let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
-        list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
-        for node in walk.nodes {
-            self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
+        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed");
+        match &init {
+            Ok(init) => {
+                let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
+                list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
+                for node in walk.nodes {
+                    self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
+                }
+            }
+            Err(error) => list.problems.push(error.to_string()),
+        }
+        // Where the lists are torn, run queues lead to some more.
+        if !list.problems.is_empty() {
+            let running = self.running().0.into_iter().map(|(_, address)| address);
+            let found = init.into_iter().chain(running).filter(|&it| seen.insert(it));
+            list.tasks.extend(found.filter_map(|address| self.task(address).ok()));
         }
         Ok(list)
     }

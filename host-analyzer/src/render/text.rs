@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use crate::Error;
-use crate::commands::bt::{Backtrace, Row};
+use crate::commands::bt::{Backtrace, Owner, Row};
 use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
+use crate::linux::task::Task;
 use crate::source::{Completeness, Dump};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
 
@@ -48,23 +49,25 @@ pub fn rows(rows: &[(&str, String)], out: &mut dyn Write) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Output`].
 pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) -> Result<(), Error> {
-    let task = &trace.task;
-    let cpu = trace.running_on.unwrap_or(task.cpu);
-    let (pid, address, comm) = (task.pid, task.address, &task.comm);
-    writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+    let cpu = trace.running_on.map_or_else(|| "?".to_owned(), |cpu| cpu.to_string());
+    match &trace.owner {
+        Owner::Task(Task { pid, address, comm, cpu: last, .. }) => {
+            let cpu = trace.running_on.unwrap_or(*last);
+            writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+        }
+        Owner::Torn { address, why } => {
+            writeln!(out, "PID: ?       TASK: {address:016x}  CPU: {cpu}  (not readable: {why})")?;
+        }
+        Owner::Registers { pid, why } => {
+            let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+            let how = "by the registers that the CPU saved; its task is not known";
+            writeln!(out, "PID: {pid:<6}  CPU: {cpu}  ({how}: {why})")?;
+        }
+    }
     if let Some(panic) = panic {
         writeln!(out, "PANIC: \"{panic}\"")?;
     }
     frames(&trace.rows, &trace.end, out)
-}
-
-/// The backtrace of a CPU whose task is not known, only the registers that it saved.
-///
-/// # Errors
-/// [`Error::Output`].
-pub fn note_backtrace(pid: u32, rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
-    writeln!(out, "PID: {pid:<6}  (by the registers in the dump's notes)")?;
-    frames(rows, end, out)
 }
 
 fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use crate::kernel::Kernel;
 use crate::linux::Linux;
-use crate::linux::stacks::Stack;
-use crate::{Error, ReadError, VirtAddr, bytes};
+use crate::linux::stacks::{Stack, Stacks};
+use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::orc::{self, Base, Entry, Found, Kind, Table, Version};
 use super::{
@@ -406,13 +406,15 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
-    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
-        let mut stacks: Vec<Stack> = self.irq_stack(cpu).ok().flatten().into_iter().collect();
-        stacks.extend(self.exception_stacks(cpu).unwrap_or_default());
-        stacks
+    fn cpu_stacks(&self, cpu: u32) -> Stacks {
+        let (irq, exceptions) = (self.irq_stack(cpu), self.exception_stacks(cpu));
+        let all = irq.is_ok() && exceptions.is_ok() && self.kernel().is_whole();
+        let mut list: Vec<Stack> = irq.ok().flatten().into_iter().collect();
+        list.extend(exceptions.unwrap_or_default());
+        Stacks { list, all }
     }
 
-    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
+    fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace {
         let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
         let first = match start {
             Start::Registers(raw) => {
@@ -444,8 +446,8 @@ impl X86Unwinder<'_, '_> {
             }
         };
         let Some(at) = self.linux.percpu()?.address(symbol, cpu) else { return Ok(None) };
-        let top = self.kernel().memory().pointer(at).ok().filter(|top| !top.is_null());
-        Ok(top.map(|top| {
+        let top = self.kernel().memory().pointer(at).reading("the IRQ stack's address")?;
+        Ok(Some(top).filter(|top| !top.is_null()).map(|top| {
             // The pointer is the top itself or the last word below it (5.13 on).
             let end = VirtAddr(top.0.saturating_add(8) & !0xfff);
             Stack { name: "IRQ".to_owned(), start: end.back(IRQ_STACK_SIZE), end }
@@ -456,9 +458,11 @@ impl X86Unwinder<'_, '_> {
         let Some(symbol) = self.kernel().symbol("cea_exception_stacks")? else {
             return Ok(Vec::new());
         };
-        let pointer = self.linux.percpu()?.address(symbol, cpu);
-        let base = pointer.and_then(|at| self.kernel().memory().pointer(at).ok());
-        let Some(base) = base.filter(|base| !base.is_null()) else { return Ok(Vec::new()) };
+        let Some(at) = self.linux.percpu()?.address(symbol, cpu) else { return Ok(Vec::new()) };
+        let base = self.kernel().memory().pointer(at).reading("the exception stacks' address")?;
+        if base.is_null() {
+            return Ok(Vec::new());
+        }
         let types = self.kernel().types()?;
         let stack = |name: &str| {
             let field = types.member("cea_exception_stacks", &format!("{name}_stack"))?;
@@ -469,7 +473,7 @@ impl X86Unwinder<'_, '_> {
         Ok(EXCEPTION_STACKS.into_iter().filter_map(stack).collect())
     }
 
-    fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
+    fn follow(&self, first: State, stacks: &Stacks) -> Trace {
         let mut frames = Vec::new();
         let mut state = first;
         let mut exception = None;

@@ -4,6 +4,7 @@
 //! never looked at except for calls, and its unwind tables a rule for each.
 
 use super::*;
+use crate::linux::stacks::Stack;
 
 const BASE: u64 = 0xffff_ffff_8100_0000;
 
@@ -120,13 +121,13 @@ fn saved(ip: u64, cs: u64, sp: u64) -> [u64; 21] {
     words
 }
 
-fn stacks() -> Vec<Stack> {
+fn stacks() -> Stacks {
     let stack = |name: &str, start: u64| Stack {
         name: name.to_owned(),
         start: VirtAddr(start),
         end: VirtAddr(start + 0x1000),
     };
-    vec![stack("task", STACK), stack("IRQ", IRQ_STACK)]
+    Stacks::only(vec![stack("task", STACK), stack("IRQ", IRQ_STACK)])
 }
 
 #[test]
