@@ -7,5 +7,6 @@
 
 pub mod core_file;
 pub mod crash;
+pub mod incomplete;
 pub mod peers;
 pub mod trace;

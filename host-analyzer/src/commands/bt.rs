@@ -172,6 +172,7 @@ pub struct Tracer<'k, 'd> {
     linux: &'k Linux<'k, 'd>,
     unwinder: Box<dyn Unwinder + 'k>,
     running: Vec<(u32, VirtAddr)>,
+    lines: bool,
 }
 
 impl<'k, 'd> Tracer<'k, 'd> {
@@ -179,7 +180,13 @@ impl<'k, 'd> Tracer<'k, 'd> {
     #[must_use]
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
         let (running, _) = linux.running();
-        Tracer { linux, unwinder: unwind::for_kernel(linux), running }
+        Tracer { linux, unwinder: unwind::for_kernel(linux), running, lines: true }
+    }
+
+    /// The same, for who needs neither lines nor inlined functions: those cost more than the rest.
+    #[must_use]
+    pub fn without_lines(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
+        Tracer { lines: false, ..Tracer::new(linux) }
     }
 
     /// The backtrace of a task.
@@ -313,7 +320,10 @@ impl<'k, 'd> Tracer<'k, 'd> {
             let changed = last.is_some_and(|last: &Stack| Some(last) != stack);
             let left_stack = last.filter(|_| changed).map(|last| last.name.clone());
             last = stack;
-            let source = self.linux.kernel().source_frames(lookup);
+            let source = match self.lines {
+                true => self.linux.kernel().source_frames(lookup),
+                false => Vec::new(),
+            };
             Row { frame, place, source, left_stack }
         };
         frames.into_iter().map(&mut row).collect()
