@@ -8,5 +8,6 @@
 pub mod core_file;
 pub mod crash;
 pub mod incomplete;
+pub mod listing;
 pub mod peers;
 pub mod trace;

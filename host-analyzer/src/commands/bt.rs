@@ -172,6 +172,8 @@ pub struct Tracer<'k, 'd> {
     linux: &'k Linux<'k, 'd>,
     unwinder: Box<dyn Unwinder + 'k>,
     running: Vec<(u32, VirtAddr)>,
+    /// Whether the tasks of some CPUs are not known.
+    torn: bool,
     lines: bool,
 }
 
@@ -179,8 +181,9 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// A tracer for the tasks of `linux`.
     #[must_use]
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
-        let (running, _) = linux.running();
-        Tracer { linux, unwinder: unwind::for_kernel(linux), running, lines: true }
+        let (running, missing) = linux.running();
+        let (unwinder, torn) = (unwind::for_kernel(linux), !missing.is_empty());
+        Tracer { linux, unwinder, running, torn, lines: true }
     }
 
     /// The same, for who needs neither lines nor inlined functions: those cost more than the rest.
@@ -192,10 +195,13 @@ impl<'k, 'd> Tracer<'k, 'd> {
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
-        let running_on = self.cpu_of(task.address);
+        let by_queue = self.cpu_of(task.address);
+        // Where a run queue is lost, the task itself still tells.
+        let running_on = by_queue.or(Some(task.cpu).filter(|_| task.on_cpu && self.torn));
         let mut stacks = self.unwinder.cpu_stacks(running_on.unwrap_or(task.cpu));
-        stacks.list.insert(0, self.linux.task_stack(&task));
-        let trace = self.unwind(task.address, running_on, &stacks);
+        let own = self.linux.task_stack(&task);
+        stacks.list.insert(0, own.clone());
+        let trace = self.unwind(task.address, running_on, Some(&own), &stacks);
         let rows = self.rows(trace.frames, &stacks);
         Backtrace { owner: Owner::Task(task), running_on, rows, end: trace.end }
     }
@@ -204,7 +210,13 @@ impl<'k, 'd> Tracer<'k, 'd> {
     fn trace_torn(&self, address: VirtAddr, why: String) -> Backtrace {
         let running_on = self.cpu_of(address);
         let stacks = Stacks::default();
-        let trace = self.unwind(address, running_on, &stacks);
+        let trace = match running_on {
+            None if self.torn => {
+                let why = "whether it was running cannot be told".to_owned();
+                Trace { frames: Vec::new(), end: End::Stuck(why) }
+            }
+            _ => self.unwind(address, running_on, None, &stacks),
+        };
         let rows = self.rows(trace.frames, &stacks);
         Backtrace { owner: Owner::Torn { address, why }, running_on, rows, end: trace.end }
     }
@@ -294,16 +306,22 @@ impl<'k, 'd> Tracer<'k, 'd> {
         self.running.iter().find(|(_, at)| *at == task).map(|&(cpu, _)| cpu)
     }
 
-    fn unwind(&self, task: VirtAddr, running_on: Option<u32>, stacks: &Stacks) -> Trace {
-        match running_on {
-            Some(cpu) => match self.linux.saved_registers(cpu) {
-                Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
-                None => {
-                    let why = format!("it was running, and CPU {cpu} saved no registers");
-                    Trace { frames: Vec::new(), end: End::Stuck(why) }
-                }
-            },
-            None => self.unwinder.unwind(Start::Task(task), stacks),
+    fn unwind(
+        &self,
+        task: VirtAddr,
+        running_on: Option<u32>,
+        own: Option<&Stack>,
+        stacks: &Stacks,
+    ) -> Trace {
+        let Some(cpu) = running_on else { return self.unwinder.unwind(Start::Task(task), stacks) };
+        let saved = self.linux.saved_registers(cpu);
+        let registers = saved.or_else(|| Some(self.linux.registers_on(own?)?.to_vec()));
+        match registers {
+            Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
+            None => {
+                let why = format!("it was running, and no registers of CPU {cpu} are known");
+                Trace { frames: Vec::new(), end: End::Stuck(why) }
+            }
         }
     }
 

@@ -41,6 +41,7 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     let layout = ProcessLayout::new(kernel)?;
     let TaskList { tasks, mut problems } = linux.all_tasks()?;
     let (running, missing) = linux.running();
+    let torn = !missing.is_empty();
     problems.extend(missing);
     let (found, absent) = chosen(tasks, &options.tasks);
     if found.is_empty() {
@@ -53,7 +54,10 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     let listed = if options.tree { as_tree(processes) } else { flat(processes) };
     let cpu_of: HashMap<_, _> = running.into_iter().map(|(cpu, task)| (task, cpu)).collect();
     let row = |(depth, process): &(usize, Process)| {
-        row(process, *depth, cpu_of.get(&process.task.address).copied())
+        // Where a run queue is lost, the task itself still tells.
+        let task = &process.task;
+        let by_task = Some(task.cpu).filter(|_| torn && task.on_cpu);
+        row(process, *depth, cpu_of.get(&task.address).copied().or(by_task))
     };
     let rows: Vec<_> = listed.iter().map(row).collect();
     table(COLUMNS, &rows, out)?;

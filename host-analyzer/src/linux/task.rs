@@ -19,6 +19,8 @@ pub struct TaskLayout {
     /// `__state`, before 5.14 `state`.
     state: u64,
     exit_state: u64,
+    /// `on_cpu`, in kernels for several CPUs.
+    on_cpu: Option<u64>,
     /// `signal`, `thread_node` and `signal_struct.thread_head`: the threads of a process.
     threads: Option<(u64, u64, u64)>,
     run_queue_current: u64,
@@ -49,6 +51,7 @@ impl TaskLayout {
             cpu: kernel.offset_of_any(task, &["thread_info.cpu", "cpu"])?,
             state: kernel.offset_of_any(task, &["__state", "state"])?,
             exit_state: kernel.offset(task, "exit_state")?,
+            on_cpu: kernel.field(task, "on_cpu")?.map(|field| field.offset as u64),
             threads: threads(),
             run_queue_current: kernel.offset_of_any("rq", &["curr", "donor"])?,
             run_queue_idle: kernel.offset("rq", "idle")?,
@@ -71,6 +74,8 @@ pub struct Task {
     pub cpu: u32,
     /// Lowest address of its stack.
     pub stack: VirtAddr,
+    /// Whether a CPU was running it, as the task itself says (`on_cpu`).
+    pub on_cpu: bool,
     state: u32,
     exit_state: u32,
 }
@@ -94,6 +99,7 @@ impl Task {
             comm: bytes::c_string(&memory.bytes(address.offset(layout.comm), COMM)?),
             cpu: word(layout.cpu)?,
             stack: memory.pointer(address.offset(layout.stack))?,
+            on_cpu: layout.on_cpu.map(word).transpose()?.is_some_and(|it| it != 0),
             state: word(layout.state)?,
             exit_state: word(layout.exit_state)?,
         })
@@ -104,7 +110,17 @@ impl Task {
     pub(crate) fn example(address: VirtAddr, pid: u32, comm: &str) -> Task {
         let stack = VirtAddr(0);
         let comm = comm.to_owned();
-        Task { address, pid, tgid: pid, comm, cpu: 0, stack, state: 0, exit_state: 0 }
+        Task {
+            address,
+            pid,
+            tgid: pid,
+            comm,
+            cpu: 0,
+            stack,
+            on_cpu: false,
+            state: 0,
+            exit_state: 0,
+        }
     }
 
     /// What the task was doing.
