@@ -7,7 +7,7 @@ use crate::commands::bt::{Backtrace, Owner, Row};
 use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
 use crate::linux::task::Task;
-use crate::source::{Completeness, Dump};
+use crate::source::{Completeness, Dump, Memory};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
 
 /// Says first what is missing from a dump, when something is.
@@ -16,7 +16,8 @@ use crate::unwind::{CallerBy, End, ExceptionFrame};
 /// [`Error::Output`].
 pub fn completeness(dump: &Dump, out: &mut dyn Write) -> Result<(), Error> {
     if let Completeness::Incomplete(why) = dump.completeness() {
-        writeln!(out, "INCOMPLETE DUMP: {why}. What is there is shown.")?;
+        let there = dump.ranges().iter().map(|range| range.end - range.start).sum();
+        writeln!(out, "INCOMPLETE DUMP: {why}. What is there ({}) is shown.", size(there))?;
     }
     Ok(())
 }

@@ -275,8 +275,9 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         match rule.kind {
             Kind::EndOfStack => return Ok(Step::End(End::KernelThread)),
             Kind::Undefined => {
+                let step = self.call_site(state, frame.lookup_pc())?;
                 frame.caller = CallerBy::CallSite;
-                return self.call_site(state, frame.lookup_pc());
+                return Ok(step);
             }
             _ => {}
         }
@@ -333,7 +334,14 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
                 }
             }
         }
-        Err(nothing())
+        let end = state.sp.offset(stack.len() as u64);
+        match memory.u64(end) {
+            Err(error) if stack.len() < REACH && error.is_lost() => Err(format!(
+                "{}, and the stack that would tell who called it is lost: {error}",
+                nothing()
+            )),
+            _ => Err(nothing()),
+        }
     }
 
     /// Whether the instruction before `at` is `call function` (e8, 32-bit displacement).
