@@ -1,5 +1,8 @@
 //! Bounds-checked little-endian reads from foreign bytes.
 
+/// Size of a word of the machine, in bytes.
+pub const WORD: usize = 8;
+
 /// The `N` bytes at `offset`, or `None` when they do not all exist.
 #[must_use]
 pub fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {

@@ -21,6 +21,14 @@ pub enum ReadError {
     TooLong(u64),
 }
 
+impl ReadError {
+    /// Whether something is there that the dump lacks; else there is nothing, or it makes no sense.
+    #[must_use]
+    pub fn is_lost(self) -> bool {
+        matches!(self, ReadError::NotInDump(_) | ReadError::NoPageTable(_))
+    }
+}
+
 /// Why the analyzer could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -72,6 +80,9 @@ pub enum Error {
     /// A symbol that the command cannot do without.
     #[error("the kernel has no symbol {0}, so {1}")]
     NoSymbol(String, &'static str),
+    /// A symbol that the command cannot do without, and that may exist.
+    #[error("the dump lacks part of the kernel's symbol table, and {0} is not in the rest, so {1}")]
+    LostSymbol(String, &'static str),
     /// No types.
     #[error(
         "no type information: {0}. Give the kernel's vmlinux as second argument if it has BTF \
@@ -110,8 +121,17 @@ pub enum Error {
         release: String,
     },
     /// There is no such task.
-    #[error("no task has the PID or address {0}; `bt --all-tasks` lists them all")]
+    #[error("no such task: {0}; `ps` lists them all")]
     NoTask(String),
+    /// There is no such task among those that could be found.
+    #[error("no task {0} was found, and not all tasks could be read: {1}")]
+    TaskNotFound(String, String),
+    /// A command found nothing to show.
+    #[error("nothing can be shown: {0}")]
+    NothingToShow(String),
+    /// No module could be read.
+    #[error("no modules can be shown: {0}")]
+    NoModules(String),
     /// A read that the command cannot do without failed.
     #[error("{what}: {error}")]
     Read {
@@ -121,7 +141,7 @@ pub enum Error {
         error: ReadError,
     },
     /// The output could not be written.
-    #[error("cannot write the output: {0}")]
+    #[error("cannot write the output")]
     Output(#[from] std::io::Error),
 }
 

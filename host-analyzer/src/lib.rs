@@ -34,6 +34,7 @@ pub mod source;
 #[cfg(test)]
 mod testing;
 pub mod unwind;
+pub mod usable;
 
 pub use address::{PhysAddr, VirtAddr};
 pub use error::{Error, ReadContext, ReadError};

@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
-use host_analyzer::commands::{bt, card, log, sys};
+use host_analyzer::commands::{bt, card, log, modules, ps, sys};
 use host_analyzer::kernel::Kernel;
 use host_analyzer::kernel::vmlinux::Vmlinux;
 use host_analyzer::source::Dump;
@@ -30,6 +30,8 @@ enum Command {
     Bt(BtArgs),
     Card(card::Options),
     Log(LogArgs),
+    Mod(ModArgs),
+    Ps(PsArgs),
     Sys(SysArgs),
 }
 
@@ -58,6 +60,25 @@ struct LogArgs {
     files: Files,
     #[command(flatten)]
     options: log::Options,
+}
+
+#[derive(Args)]
+struct ModArgs {
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    options: modules::Options,
+}
+
+#[derive(Args)]
+struct PsArgs {
+    /// ELF core, or a reserved area: a disk, a partition, or an image of one
+    dump: PathBuf,
+    /// The kernel's vmlinux (an existing file), then tasks by PID, address or name
+    #[arg(value_name = "VMLINUX | TASK")]
+    rest: Vec<String>,
+    #[command(flatten)]
+    options: ps::Options,
 }
 
 #[derive(Args)]
@@ -98,6 +119,17 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Log(args) => {
             with_kernel(&args.files, |kernel| log::run(kernel, &args.options, &mut out))?;
         }
+        Command::Mod(args) => {
+            with_kernel(&args.files, |kernel| modules::run(kernel, &args.options, &mut out))?;
+        }
+        Command::Ps(args) => {
+            let is_file = |text: &String| text.contains('/') || Path::new(text).is_file();
+            let vmlinux = args.rest.first().filter(|text| is_file(text)).map(PathBuf::from);
+            let tasks = args.rest[usize::from(vmlinux.is_some())..].to_vec();
+            let options = ps::Options { tasks, ..args.options.clone() };
+            let files = Files { dump: args.dump.clone(), vmlinux };
+            with_kernel(&files, |kernel| ps::run(kernel, &options, &mut out))?;
+        }
         Command::Sys(args) => {
             with_kernel(&args.files, |kernel| sys::run(kernel, &args.options, &mut out))?;
         }
@@ -116,7 +148,12 @@ fn with_kernel(
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
     }
-    Ok(command(&kernel)?)
+    let outcome = command(&kernel);
+    let borrowed = kernel.borrowed();
+    if !borrowed.is_empty() {
+        eprintln!("host-analyzer: not in the dump, taken from vmlinux: {}", borrowed.join(", "));
+    }
+    Ok(outcome?)
 }
 
 /// Sorts the arguments after the dump: a first one that names no task is the vmlinux.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tests::core_file::{CoreFile, Symbols};
 use tests::crash::{Dumped, analyzer, bench, once};
-use tests::peers;
-use tests::trace::{self, Frame, from_crash, listing};
+use tests::trace::{self, Frame, from_crash, listing as shown};
+use tests::{listing, peers};
 use xtask::guest::Scenario;
 use xtask::target::Syscall::{FileLoad, Load};
 
@@ -67,6 +67,11 @@ macro_rules! matrix {
             #[test]
             fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees() -> Result<()> {
                 super::stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped()?)
+            }
+
+            #[test]
+            fn tasks_and_modules_are_those_that_drgn_sees() -> Result<()> {
+                super::tasks_and_modules_are_those_that_drgn_sees(dumped()?)
             }
         })*
     };
@@ -214,7 +219,7 @@ fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
     for (ours, printed) in ours.iter().zip(&printed) {
         agree &= same_place(ours, printed, &dumped.vmlinux)?;
     }
-    let (ours, printed) = (listing(ours), listing(&printed));
+    let (ours, printed) = (shown(ours), shown(&printed));
     ensure!(agree, "the backtrace is\n{ours:#?}\nthe kernel printed\n{printed:#?}");
     Ok(())
 }
@@ -244,7 +249,7 @@ fn backtrace_without_vmlinux_has_the_same_functions_and_offsets(dumped: &Dumped)
     let with = backtrace(dumped, true)?;
     let without = backtrace(dumped, false)?;
     ensure!(!without.iter().any(|frame| frame.inlined), "inlined frames without vmlinux");
-    same(&listing(&without), &listing(&with), "with vmlinux it is")
+    same(&shown(&without), &shown(&with), "with vmlinux it is")
 }
 
 fn backtrace_is_the_one_that_drgn_sees(dumped: &Dumped) -> Result<()> {
@@ -268,6 +273,23 @@ fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped: &Dumped) -> Res
         let agree = ours.len() == theirs.len()
             && ours.iter().zip(&theirs).all(|(ours, theirs)| same_function(ours, theirs));
         ensure!(agree, "task {task:#x}, host-analyzer:\n{ours:#x?}\ndrgn:\n{theirs:#x?}");
+    }
+    Ok(())
+}
+
+/// With and without vmlinux.
+fn tasks_and_modules_are_those_that_drgn_sees(dumped: &Dumped) -> Result<()> {
+    let (fixtures, dump, vmlinux) = (&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux);
+    let mut theirs = peers::drgn_tasks(fixtures, dump, vmlinux)?;
+    theirs.sort();
+    ensure!(theirs.len() > 20, "drgn sees only {} tasks", theirs.len());
+    let modules = peers::drgn_modules(fixtures, dump, vmlinux)?;
+    for vmlinux in [None, Some(vmlinux.as_path())] {
+        let mut ours = listing::tasks(&analyzer()?.run(&["ps"], dump, vmlinux)?)?;
+        ours.sort();
+        ensure!(ours == theirs, "host-analyzer:\n{ours:#?}\ndrgn:\n{theirs:#?}");
+        let ours = listing::modules(&analyzer()?.run(&["mod"], dump, vmlinux)?)?;
+        ensure!(ours == modules, "host-analyzer:\n{ours:#x?}\ndrgn:\n{modules:#x?}");
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 
 pub mod core_file;
 pub mod crash;
+pub mod incomplete;
+pub mod listing;
 pub mod peers;
 pub mod stream;
 pub mod trace;

@@ -37,6 +37,40 @@ tasks = [task for task in for_each_task(program) if task.value_() not in running
 print(json.dumps({task.value_(): frames(program.stack_trace(task)) for task in tasks}))
 ";
 
+/// Every task but the idle ones: PID, name, state as ps shows it, PID of the parent process, KiB mapped
+/// and resident (`None` without memory).
+const DRGN_TASKS: &str = "\
+from drgn.helpers.linux.sched import task_state_to_char
+def resident(mm):
+    try:
+        counts = [max(mm.rss_stat[i].count.value_(), 0) for i in (0, 1, 3)]
+    except TypeError:
+        counts = [max(mm.rss_stat.count[i].counter.value_(), 0) for i in (0, 1, 3)]
+    return sum(counts) * 4
+def memory(mm):
+    return (mm.total_vm.value_() * 4, resident(mm)) if mm else None
+print(json.dumps([(t.pid.value_(), t.comm.string_().decode(errors='replace'),
+                   task_state_to_char(t), t.real_parent.tgid.value_(), memory(t.mm))
+                  for t in for_each_task(program) if t.pid]))
+";
+
+/// Every module: name, address and size, how many use it, and which modules do.
+const DRGN_MODULES: &str = "\
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.module import for_each_module
+def place(module):
+    try:
+        parts = [module.mem[i] for i in range(module.mem.type_.length)]
+    except AttributeError:
+        parts = [module.core_layout, module.init_layout]
+    return parts[0].base.value_(), sum(part.size.value_() for part in parts)
+def users(module):
+    uses = list_for_each_entry('struct module_use', module.source_list.address_of_(), 'source_list')
+    return [use.source.name.string_().decode() for use in uses]
+print(json.dumps([(m.name.string_().decode(), *place(m), m.refcnt.counter.value_() - 1, users(m))
+                  for m in for_each_module(program)]))
+";
+
 /// The kernel's log.
 const DRGN_LOG: &str = "print(json.dumps(get_dmesg(program).decode(errors='replace')))";
 
@@ -70,6 +104,28 @@ pub fn drgn_sleeping(
 ) -> Result<BTreeMap<u64, Vec<Frame>>> {
     let tasks: BTreeMap<u64, _> = drgn_says(fixtures, DRGN_SLEEPING, dump, vmlinux)?;
     Ok(tasks.into_iter().map(|(task, frames)| (task, in_kernel(frames))).collect())
+}
+
+/// A task: PID, name, letter of the state, PID of the parent process, KiB mapped and resident.
+pub type DrgnTask = (u32, String, String, u32, Option<(u64, u64)>);
+
+/// A module: name, address, size, how many use it, and which modules do.
+pub type DrgnModule = (String, u64, u64, i64, Vec<String>);
+
+/// Every task but the idle ones, as drgn sees them.
+///
+/// # Errors
+/// When drgn cannot be had or does not open the dump.
+pub fn drgn_tasks(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<Vec<DrgnTask>> {
+    drgn_says(fixtures, DRGN_TASKS, dump, vmlinux)
+}
+
+/// Every module, as drgn sees them.
+///
+/// # Errors
+/// When drgn cannot be had or does not open the dump.
+pub fn drgn_modules(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<Vec<DrgnModule>> {
+    drgn_says(fixtures, DRGN_MODULES, dump, vmlinux)
 }
 
 /// The kernel's log, as drgn takes it out of `dump`: what the kernel printed on its console,

@@ -7,10 +7,11 @@ use clap::Args;
 use crate::kernel::Kernel;
 use crate::kernel::dwarf::SourceFrame;
 use crate::linux::printk::Log;
-use crate::linux::stacks::Stack;
-use crate::linux::task::Task;
+use crate::linux::stacks::{Stack, Stacks};
+use crate::linux::task::{Task, TaskList};
 use crate::linux::{Linux, Place};
 use crate::render::text;
+use crate::source::Prstatus;
 use crate::unwind::{self, End, Frame, Start, Trace, Unwinder};
 use crate::{Error, VirtAddr};
 
@@ -58,12 +59,33 @@ impl std::str::FromStr for TaskId {
     }
 }
 
-/// The backtrace of a task.
+/// Whose backtrace it is.
+#[derive(Clone, Debug)]
+pub enum Owner {
+    /// A task.
+    Task(Task),
+    /// A task that cannot be read.
+    Torn {
+        /// The address of its struct task_struct.
+        address: VirtAddr,
+        /// Why it cannot.
+        why: String,
+    },
+    /// Whatever a CPU was running: only the registers that it saved are known.
+    Registers {
+        /// PID of what it was running, by the same note.
+        pid: Option<u32>,
+        /// Why its task is not known.
+        why: String,
+    },
+}
+
+/// A backtrace.
 #[derive(Clone, Debug)]
 pub struct Backtrace {
-    /// The task.
-    pub task: Task,
-    /// The CPU that it ran on, if it ran.
+    /// Whose it is.
+    pub owner: Owner,
+    /// The CPU that it ran on, if it ran and that is known.
     pub running_on: Option<u32>,
     /// Its frames, innermost first.
     pub rows: Vec<Row>,
@@ -87,77 +109,62 @@ pub struct Row {
 /// Runs the command.
 ///
 /// # Errors
-/// [`Error::NoTask`], [`Error::Output`], and whatever makes all tasks unreadable.
+/// [`Error::NoTask`], [`Error::NothingToShow`], [`Error::Output`].
 pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
     text::completeness(kernel.dump(), out)?;
     let linux = Linux::new(kernel);
     let tracer = Tracer::new(&linux);
-    if !options.all_tasks && options.tasks.is_empty() && !options.all_cpus {
-        return crashed(&tracer, out);
+    let one = !options.all_tasks && options.tasks.is_empty() && !options.all_cpus;
+    let (traces, problems) = if one { tracer.crashed() } else { chosen(&tracer, options)? };
+    if traces.is_empty() {
+        return Err(Error::NothingToShow(problems.join("; ")));
     }
-    let mut problems = Vec::new();
-    for task in chosen(&tracer, options, &mut problems)? {
-        text::backtrace(&tracer.trace(task), None, out)?;
-        writeln!(out)?;
+    let panic = || Log::read(kernel).ok().and_then(|log| log.panic_line());
+    let panic = if one { panic() } else { None };
+    for trace in traces {
+        text::backtrace(&trace, panic.as_deref(), out)?;
+        if !one {
+            writeln!(out)?;
+        }
     }
     text::problems(&problems, out)
 }
 
-fn crashed(tracer: &Tracer<'_, '_>, out: &mut dyn Write) -> Result<(), Error> {
-    let kernel = tracer.linux.kernel();
-    let panic = Log::read(kernel).ok().and_then(|log| log.panic_line());
-    let cpu = tracer.linux.crashed_cpu();
-    match cpu.and_then(|cpu| tracer.linux.current(cpu)) {
-        Ok(task) => text::backtrace(&tracer.trace(task), panic.as_deref(), out),
-        // The task is lost; what the CPUs saved may still tell the story.
-        Err(error) if kernel.notes().prstatus.is_empty() => Err(error),
-        Err(error) => {
-            text::problems(&[format!("the task that crashed: {error}")], out)?;
-            for note in &kernel.notes().prstatus {
-                let trace = tracer.unwinder.unwind(Start::Registers(note.registers), &[]);
-                let rows = tracer.rows(trace.frames, &[]);
-                text::note_backtrace(note.pid, &rows, &trace.end, out)?;
-            }
-            Ok(())
-        }
-    }
-}
+/// Backtraces, and what cannot be shown.
+type Traces = (Vec<Backtrace>, Vec<String>);
 
-fn chosen(
-    tracer: &Tracer<'_, '_>,
-    options: &Options,
-    problems: &mut Vec<String>,
-) -> Result<Vec<Task>, Error> {
+fn chosen(tracer: &Tracer<'_, '_>, options: &Options) -> Result<Traces, Error> {
     let linux = tracer.linux;
     if options.all_tasks {
         let list = linux.all_tasks()?;
-        problems.extend(list.problems);
-        return Ok(list.tasks);
+        return Ok((list.tasks.into_iter().map(|it| tracer.trace(it)).collect(), list.problems));
     }
-    let mut tasks = Vec::new();
-    if options.all_cpus {
-        for &cpu in &linux.percpu()?.present {
-            match linux.current(cpu) {
-                Ok(task) => tasks.push(task),
-                Err(error) => problems.push(format!("CPU {cpu}: {error}")),
-            }
-        }
-    }
+    let (mut traces, mut problems) = match options.all_cpus {
+        true => tracer.all_cpus(),
+        false => (Vec::new(), Vec::new()),
+    };
+    let pids = options.tasks.iter().any(|id| matches!(id, TaskId::Pid(_)));
+    let list = if pids { linux.all_tasks()? } else { TaskList::default() };
     for &id in &options.tasks {
         match id {
-            TaskId::Address(address) => tasks.push(linux.task(address)?),
+            TaskId::Address(address) => traces.push(match linux.task(address) {
+                Ok(task) => tracer.trace(task),
+                Err(error) => tracer.trace_torn(address, error.to_string()),
+            }),
             TaskId::Pid(pid) => {
-                let list = linux.all_tasks()?;
-                problems.extend(list.problems);
-                let before = tasks.len();
-                tasks.extend(list.tasks.into_iter().filter(|task| task.pid == pid));
-                if tasks.len() == before {
+                let named = list.tasks.iter().filter(|task| task.pid == pid);
+                let before = traces.len();
+                traces.extend(named.cloned().map(|task| tracer.trace(task)));
+                if traces.len() == before && list.problems.is_empty() {
                     return Err(Error::NoTask(pid.to_string()));
+                } else if traces.len() == before {
+                    problems.push(format!("PID {pid}: it is not among the tasks that were found"));
                 }
             }
         }
     }
-    Ok(tasks)
+    problems.extend(list.problems);
+    Ok((traces, problems))
 }
 
 /// Makes backtraces of a kernel's tasks.
@@ -165,44 +172,160 @@ pub struct Tracer<'k, 'd> {
     linux: &'k Linux<'k, 'd>,
     unwinder: Box<dyn Unwinder + 'k>,
     running: Vec<(u32, VirtAddr)>,
+    /// Whether the tasks of some CPUs are not known.
+    torn: bool,
+    lines: bool,
 }
 
 impl<'k, 'd> Tracer<'k, 'd> {
     /// A tracer for the tasks of `linux`.
     #[must_use]
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
-        let cpus = linux.percpu().map(|percpu| percpu.present.clone()).unwrap_or_default();
-        let running = |cpu| linux.current(cpu).ok().map(|task| (cpu, task.address));
-        let running = cpus.into_iter().filter_map(running).collect();
-        Tracer { linux, unwinder: unwind::for_kernel(linux), running }
+        let (running, missing) = linux.running();
+        let (unwinder, torn) = (unwind::for_kernel(linux), !missing.is_empty());
+        Tracer { linux, unwinder, running, torn, lines: true }
+    }
+
+    /// The same, for who needs neither lines nor inlined functions: those cost more than the rest.
+    #[must_use]
+    pub fn without_lines(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
+        Tracer { lines: false, ..Tracer::new(linux) }
     }
 
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
-        let running_on =
-            self.running.iter().find(|(_, at)| *at == task.address).map(|&(cpu, _)| cpu);
-        let mut stacks = vec![self.linux.task_stack(&task)];
-        stacks.extend(self.unwinder.cpu_stacks(running_on.unwrap_or(task.cpu)));
-        let trace = self.unwind(&task, running_on, &stacks);
+        let by_queue = self.cpu_of(task.address);
+        // Where a run queue is lost, the task itself still tells.
+        let running_on = by_queue.or(Some(task.cpu).filter(|_| task.on_cpu && self.torn));
+        let mut stacks = self.unwinder.cpu_stacks(running_on.unwrap_or(task.cpu));
+        let own = self.linux.task_stack(&task);
+        stacks.list.insert(0, own.clone());
+        let trace = self.unwind(task.address, running_on, Some(&own), &stacks);
         let rows = self.rows(trace.frames, &stacks);
-        Backtrace { task, running_on, rows, end: trace.end }
+        Backtrace { owner: Owner::Task(task), running_on, rows, end: trace.end }
     }
 
-    fn unwind(&self, task: &Task, running_on: Option<u32>, stacks: &[Stack]) -> Trace {
-        match running_on {
-            Some(cpu) => match self.linux.saved_registers(cpu) {
-                Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
-                None => {
-                    let why = format!("it was running, and CPU {cpu} saved no registers");
-                    Trace { frames: Vec::new(), end: End::Stuck(why) }
+    /// The backtrace of a task of which only the address is known, and what it saved, perhaps.
+    fn trace_torn(&self, address: VirtAddr, why: String) -> Backtrace {
+        let running_on = self.cpu_of(address);
+        let stacks = Stacks::default();
+        let trace = match running_on {
+            None if self.torn => {
+                let why = "whether it was running cannot be told".to_owned();
+                Trace { frames: Vec::new(), end: End::Stuck(why) }
+            }
+            _ => self.unwind(address, running_on, None, &stacks),
+        };
+        let rows = self.rows(trace.frames, &stacks);
+        Backtrace { owner: Owner::Torn { address, why }, running_on, rows, end: trace.end }
+    }
+
+    /// What can be told by the registers of a CPU alone.
+    fn trace_registers(&self, cpu: Option<u32>, note: &Prstatus<'_>, why: &str) -> Backtrace {
+        let known = cpu.map(|cpu| self.unwinder.cpu_stacks(cpu)).unwrap_or_default();
+        let stacks = Stacks { all: false, ..known };
+        let trace = self.unwinder.unwind(Start::Registers(note.registers), &stacks);
+        let rows = self.rows(trace.frames, &stacks);
+        // QEMU has the CPU's number there.
+        let pid = Some(note.pid).filter(|_| !self.linux.kernel().notes().by_qemu);
+        let owner = Owner::Registers { pid, why: why.to_owned() };
+        Backtrace { owner, running_on: cpu, rows, end: trace.end }
+    }
+
+    /// The CPU that crashed; where its task is not known, by the registers that it saved; where not
+    /// even the CPU is known, all that saved some.
+    #[must_use]
+    pub fn crashed(&self) -> Traces {
+        let cpu = self.linux.crashed_cpu();
+        let error = match cpu.as_ref().map(|&cpu| self.linux.current(cpu)) {
+            Ok(Ok(task)) => return (vec![self.trace(task)], Vec::new()),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let notes = &self.linux.kernel().notes().prstatus;
+        let own = cpu.ok().and_then(|cpu| Some((cpu, self.linux.saved_registers(cpu)?)));
+        if let Some((cpu, registers)) = own {
+            let of_note = |note: &&Prstatus<'_>| same_registers(note.registers, &registers);
+            let pid = notes.iter().find(of_note).map(|note| note.pid);
+            if let Some(pid) = pid {
+                let note = Prstatus { pid, registers: &registers };
+                return (vec![self.trace_registers(Some(cpu), &note, &error)], Vec::new());
+            }
+        }
+        let left = |note: &&Prstatus<'_>| self.linux.left_for_capture(note.registers);
+        let crashed: Vec<&Prstatus<'_>> = notes.iter().filter(left).collect();
+        let shown = if crashed.is_empty() { notes.iter().collect() } else { crashed };
+        let traces = shown.into_iter().map(|note| self.trace_registers(None, note, &error));
+        let traces: Vec<Backtrace> = traces.collect();
+        let problem = format!("the task that crashed: {error}");
+        let problems = if traces.is_empty() { vec![problem] } else { Vec::new() };
+        (traces, problems)
+    }
+
+    /// What every CPU was running; where that is not known, by the registers that it saved.
+    #[must_use]
+    pub fn all_cpus(&self) -> Traces {
+        let (mut traces, mut problems) = (Vec::new(), Vec::new());
+        let mut notes: Vec<&Prstatus<'_>> = self.linux.kernel().notes().prstatus.iter().collect();
+        let mut why = String::new();
+        let cpus = match self.linux.percpu() {
+            Ok(percpu) => percpu.present.clone(),
+            Err(error) => {
+                why = error.to_string();
+                Vec::new()
+            }
+        };
+        let mut nameless = Vec::new();
+        for cpu in cpus {
+            let registers = self.linux.saved_registers(cpu);
+            let of_cpu = |note: &&Prstatus<'_>| {
+                registers.as_ref().is_some_and(|it| same_registers(note.registers, it))
+            };
+            let index = notes.iter().position(of_cpu);
+            let note = index.map(|index| notes.remove(index));
+            match (self.linux.current(cpu), note) {
+                (Ok(task), _) => traces.push(self.trace(task)),
+                (Err(error), Some(note)) => {
+                    traces.push(self.trace_registers(Some(cpu), note, &error.to_string()));
                 }
-            },
-            None => self.unwinder.unwind(Start::Task(task.address), stacks),
+                (Err(error), None) => nameless.push(format!("CPU {cpu}: {error}")),
+            }
+        }
+        // Registers that are left belong to CPUs of which nothing else is known.
+        if !nameless.is_empty() || !why.is_empty() {
+            let why = nameless.first().unwrap_or(&why);
+            traces.extend(notes.into_iter().map(|note| self.trace_registers(None, note, why)));
+        }
+        problems.extend(nameless);
+        problems.extend(Some(why).filter(|why| !why.is_empty()));
+        (traces, problems)
+    }
+
+    fn cpu_of(&self, task: VirtAddr) -> Option<u32> {
+        self.running.iter().find(|(_, at)| *at == task).map(|&(cpu, _)| cpu)
+    }
+
+    fn unwind(
+        &self,
+        task: VirtAddr,
+        running_on: Option<u32>,
+        own: Option<&Stack>,
+        stacks: &Stacks,
+    ) -> Trace {
+        let Some(cpu) = running_on else { return self.unwinder.unwind(Start::Task(task), stacks) };
+        let saved = self.linux.saved_registers(cpu);
+        let registers = saved.or_else(|| Some(self.linux.registers_on(own?)?.to_vec()));
+        match registers {
+            Some(registers) => self.unwinder.unwind(Start::Registers(&registers), stacks),
+            None => {
+                let why = format!("it was running, and no registers of CPU {cpu} are known");
+                Trace { frames: Vec::new(), end: End::Stuck(why) }
+            }
         }
     }
 
-    fn rows(&self, frames: Vec<Frame>, stacks: &[Stack]) -> Vec<Row> {
+    fn rows(&self, frames: Vec<Frame>, stacks: &Stacks) -> Vec<Row> {
         let mut last = None;
         let mut row = |frame: Frame| {
             let lookup = frame.lookup_pc();
@@ -211,13 +334,23 @@ impl<'k, 'd> Tracer<'k, 'd> {
                 let offset = place.offset + frame.pc.0.wrapping_sub(lookup.0);
                 Place { offset, ..place }
             });
-            let stack = stacks.iter().find(|stack| stack.holds(frame.at));
+            let stack = stacks.with(frame.at);
             let changed = last.is_some_and(|last: &Stack| Some(last) != stack);
             let left_stack = last.filter(|_| changed).map(|last| last.name.clone());
             last = stack;
-            let source = self.linux.kernel().source_frames(lookup);
+            let source = match self.lines {
+                true => self.linux.kernel().source_frames(lookup),
+                false => Vec::new(),
+            };
             Row { frame, place, source, left_stack }
         };
         frames.into_iter().map(&mut row).collect()
     }
+}
+
+/// Whether two notes hold the same registers, whatever follows them.
+fn same_registers(one: &[u8], other: &[u8]) -> bool {
+    /// Those that every architecture's note has at least.
+    const COMMON: usize = 21 * 8;
+    one.get(..COMMON).is_some_and(|it| other.get(..COMMON) == Some(it))
 }

@@ -29,8 +29,16 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     for record in &log.records {
         text::log_record(record, options.level, out)?;
     }
+    let mut problems = Vec::new();
     if log.damaged != 0 {
-        text::problems(&[format!("{} records of the log are damaged", log.damaged)], out)?;
+        problems.push(format!("{} records of the log are damaged", log.damaged));
     }
-    Ok(())
+    if log.missing != 0 {
+        let (missing, all) = (log.missing, log.missing + log.damaged + log.records.len());
+        let bytes = log.missing_bytes;
+        problems.push(format!(
+            "{missing} of {all} records are not in the dump; {bytes} bytes of text are known to be missing"
+        ));
+    }
+    text::problems(&problems, out)
 }

@@ -4,4 +4,6 @@
 pub mod bt;
 pub mod card;
 pub mod log;
+pub mod modules;
+pub mod ps;
 pub mod sys;

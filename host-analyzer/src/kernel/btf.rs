@@ -127,6 +127,12 @@ impl<'a> Btf<'a> {
         (self.starts, self.structures) = (starts, structures);
     }
 
+    /// The same, known to have holes where not even records show them.
+    #[must_use]
+    pub fn torn(self) -> Btf<'a> {
+        Btf { whole: false, ..self }
+    }
+
     /// Whether every record could be read; false when damage hides all types behind it.
     #[must_use]
     pub fn is_whole(&self) -> bool {

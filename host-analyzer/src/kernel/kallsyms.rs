@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use crate::{VirtAddr, bytes};
 
+use super::sparse::Sparse;
+
 /// How addresses are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
@@ -28,11 +30,11 @@ pub enum Encoding {
 /// The tables, as they lie in memory.
 pub struct Tables<'a> {
     /// Offsets or addresses, one for each symbol, in ascending order of address.
-    pub addresses: Cow<'a, [u8]>,
+    pub addresses: Sparse<'a>,
     /// How they are to be read.
     pub encoding: Encoding,
     /// Compressed names, in the same order.
-    pub names: Cow<'a, [u8]>,
+    pub names: Sparse<'a>,
     /// Number of symbols.
     pub count: usize,
     /// Zero-terminated texts of the tokens.
@@ -90,9 +92,9 @@ impl<'a> Kallsyms<'a> {
     /// address the first counts, as for the kernel itself.
     #[must_use]
     pub fn covering(&self, at: VirtAddr) -> Option<(usize, VirtAddr)> {
-        let above = self.partition(|address| address <= at);
+        let above = self.partition(|address| address <= at)?;
         let start = self.address(above.checked_sub(1)?)?;
-        let first = self.partition(|address| address < start);
+        let first = self.partition(|address| address < start)?;
         let end = self.address(above).unwrap_or(VirtAddr(u64::MAX));
         Some((first, end))
     }
@@ -172,15 +174,15 @@ impl<'a> Kallsyms<'a> {
 
     /// The tokens of the name at `at`, and where the next name begins.
     fn split(&self, at: usize) -> Option<(&[u8], usize)> {
-        let first = usize::from(*self.tables.names.get(at)?);
+        let names = &self.tables.names;
+        let byte = |at: usize| names.get(at..at.checked_add(1)?).map(|raw| usize::from(raw[0]));
+        let first = byte(at)?;
         let (length, start) = if first & 0x80 == 0 {
             (first, at + 1)
         } else {
-            let second = usize::from(*self.tables.names.get(at + 1)?);
-            ((first & 0x7f) | second << 7, at + 2)
+            ((first & 0x7f) | byte(at + 1)? << 7, at + 2)
         };
-        let tokens = self.tables.names.get(start..start + length)?;
-        Some((tokens, start + length))
+        Some((names.get(start..start + length)?, start + length))
     }
 
     fn mark_names(&self) -> Vec<u32> {
@@ -192,7 +194,7 @@ impl<'a> Kallsyms<'a> {
     /// from the end by their shape: a zero, then offsets each some 256 names further on.
     fn markers(&self) -> Option<Vec<u32>> {
         const ALIGN: usize = 4;
-        let names = &self.tables.names;
+        let names = self.tables.names.filled();
         let count = self.len().div_ceil(STRIDE);
         if count < 2 {
             return None;
@@ -227,24 +229,35 @@ impl<'a> Kallsyms<'a> {
         marks
     }
 
-    /// The number of symbols, from the first on, whose address satisfies `below`.
-    fn partition(&self, below: impl Fn(VirtAddr) -> bool) -> usize {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.address(middle) {
-                Some(address) if below(address) => low = middle + 1,
-                _ => high = middle,
-            }
-        }
-        low
+    /// The number of symbols, from the first on, whose address satisfies `below`; `None` when that is
+    /// hidden by what is missing of the table.
+    fn partition(&self, below: impl Fn(VirtAddr) -> bool) -> Option<usize> {
+        let Tables { addresses, encoding, .. } = &self.tables;
+        let count = self.len().min(addresses.len() / encoding.size());
+        addresses.partition(count, encoding.size(), |index| self.address(index).map(&below))
+    }
+
+    /// Whether all of it is in the dump.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.tables.addresses.is_whole() && self.tables.names.is_whole()
     }
 }
 
-fn decode_address(table: &[u8], encoding: Encoding, index: usize) -> Option<VirtAddr> {
-    let word = || bytes::u32_at(table, index.checked_mul(4)?);
+impl Encoding {
+    /// Size of an address in the table, in bytes.
+    #[must_use]
+    pub fn size(self) -> usize {
+        if self == Encoding::Absolute { 8 } else { 4 }
+    }
+}
+
+fn decode_address(table: &Sparse<'_>, encoding: Encoding, index: usize) -> Option<VirtAddr> {
+    let at = index.checked_mul(encoding.size())?;
+    let raw = table.get(at..at.checked_add(encoding.size())?)?;
+    let word = || bytes::u32_at(raw, 0);
     let address = match encoding {
-        Encoding::Absolute => bytes::u64_at(table, index.checked_mul(8)?)?,
+        Encoding::Absolute => bytes::u64_at(raw, 0)?,
         Encoding::BaseRelative(base) => base.wrapping_add(u64::from(word()?)),
         Encoding::AbsolutePercpu(base) => match word()? as i32 {
             value @ 0.. => value as u64,
@@ -260,7 +273,7 @@ fn decode_address(table: &[u8], encoding: Encoding, index: usize) -> Option<Virt
 
 /// Whether a table of `count` addresses in this encoding has `wanted` in it.
 #[must_use]
-pub fn holds(table: &[u8], encoding: Encoding, count: usize, wanted: VirtAddr) -> bool {
+pub fn holds(table: &Sparse<'_>, encoding: Encoding, count: usize, wanted: VirtAddr) -> bool {
     (0..count).any(|index| decode_address(table, encoding, index) == Some(wanted))
 }
 
@@ -292,9 +305,9 @@ mod tests {
         let long = [&[0x80 | 2, 1, b'T'][..], &[b'x'; 129]].concat();
         let names = [&[1, 4][..], &[2, 1, 2], &[2, 1, 3], &long].concat();
         Tables {
-            addresses: addresses.into(),
+            addresses: Sparse::whole(addresses),
             encoding,
-            names: names.into(),
+            names: Sparse::whole(names),
             count: 4,
             token_table: token_table.into(),
             token_index: token_index.into(),
@@ -334,7 +347,7 @@ mod tests {
             names.extend_from_slice(&(block * 3 * STRIDE as u32).to_le_bytes());
         }
         names[30] = 0x7f;
-        tables.names = names.into();
+        tables.names = Sparse::whole(names);
         tables.count = 3 * STRIDE;
         let symbols = Kallsyms::new(tables).unwrap();
         assert_eq!(symbols.name(STRIDE), Some(('T', "a".to_owned())));
@@ -355,7 +368,10 @@ mod tests {
             (Encoding::PlaceRelative(place), words(from_place.try_into().unwrap())),
         ];
         for (encoding, addresses) in encodings {
-            assert!(holds(&addresses, encoding, 4, VirtAddr(BASE + 0x40)), "{encoding:?}");
+            assert!(
+                holds(&Sparse::whole(addresses.clone()), encoding, 4, VirtAddr(BASE + 0x40)),
+                "{encoding:?}"
+            );
             let symbols = Kallsyms::new(tables(encoding, addresses)).unwrap();
             let all: Vec<_> =
                 (0..4).map(|index| symbols.address(index).unwrap().0 - BASE).collect();
@@ -396,7 +412,7 @@ mod tests {
         ) {
             let mut tables = tables(Encoding::BaseRelative(BASE), words([0, 9, 5, 7]));
             tables.token_index.to_mut()[at * 2..at * 2 + 2].copy_from_slice(&token.to_le_bytes());
-            tables.names = names.into();
+            tables.names = Sparse::whole(names);
             tables.count = count;
             if let Some(symbols) = Kallsyms::new(tables) {
                 let _ = symbols.find(&["panic", "x"]);

@@ -10,12 +10,13 @@ mod hidden;
 pub mod kallsyms;
 pub mod machine;
 pub mod paging;
+pub mod sparse;
 pub mod symbols;
 pub mod virt;
 pub mod vmcoreinfo;
 pub mod vmlinux;
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 
 use crate::source::{Dump, NoteBook};
@@ -26,7 +27,7 @@ use dwarf::{DebugInfo, SourceFrame};
 use hidden::Hidden;
 use machine::Machine;
 use symbols::{Symbol, Symbols};
-use virt::VirtualMemory;
+use virt::{ImageFile, VirtualMemory};
 use vmcoreinfo::Vmcoreinfo;
 use vmlinux::{ElfSymbols, Vmlinux};
 
@@ -44,6 +45,8 @@ const COMMON_SYMBOLS: &[&str] = &[
     "__stop_orc_unwind",
     "__stop_orc_unwind_ip",
     "_end",
+    "_etext",
+    "_sinittext",
     "_text",
     "cea_exception_stacks",
     "crash_notes",
@@ -85,6 +88,8 @@ pub struct Kernel<'d> {
     types: OnceCell<Btf<'d>>,
     vmlinux: Option<&'d Vmlinux>,
     debug: OnceCell<DebugInfo<'d>>,
+    /// What the dump lacked and vmlinux had.
+    borrowed: RefCell<Vec<&'static str>>,
 }
 
 impl<'d> Kernel<'d> {
@@ -101,12 +106,21 @@ impl<'d> Kernel<'d> {
             None => Vmcoreinfo::scan(dump).ok_or(Error::NoVmcoreinfo)?,
         };
         let tables = paging::for_kernel(machine, &info)?;
+        let image = vmlinux.map(|vmlinux| ImageFile {
+            parts: vmlinux.constants(info.kernel_offset()),
+            used: Cell::new(false),
+        });
+        let memory = VirtualMemory::new(dump, tables);
         let kernel = Kernel {
             dump,
             machine,
             notes,
-            memory: VirtualMemory::new(dump, tables),
+            memory: match image {
+                Some(image) => memory.with_image(image),
+                None => memory,
+            },
             info,
+            borrowed: RefCell::default(),
             symbols: OnceCell::new(),
             found: RefCell::default(),
             unlisted: RefCell::default(),
@@ -202,13 +216,20 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoSymbols`].
     pub fn symbols(&self) -> Result<&(dyn Symbols + 'd), Error> {
         let symbols = get_or_try(&self.symbols, || {
-            let error = match symbols::from_dump(&self.memory, &self.info) {
-                Ok(table) => return Ok(Box::new(table) as Box<dyn Symbols + 'd>),
-                Err(error) => error,
-            };
+            let dump = symbols::from_dump(&self.memory, &self.info);
+            if let Ok(table) = dump.as_ref()
+                && table.is_whole()
+            {
+                return dump.map(|table| Box::new(table) as Box<dyn Symbols + 'd>);
+            }
             let offset = self.info.kernel_offset();
-            let table = self.vmlinux.and_then(|vmlinux| vmlinux.symbols(offset)).ok_or(error)?;
-            Ok(Box::new(table) as Box<dyn Symbols + 'd>)
+            match self.vmlinux.and_then(|vmlinux| vmlinux.symbols(offset)) {
+                Some(table) => {
+                    self.borrowed.borrow_mut().push("symbols");
+                    Ok(Box::new(table) as Box<dyn Symbols + 'd>)
+                }
+                None => dump.map(|table| Box::new(table) as Box<dyn Symbols + 'd>),
+            }
         })?;
         Ok(symbols.as_ref())
     }
@@ -239,7 +260,10 @@ impl<'d> Kernel<'d> {
     }
 
     /// Whether the kernel's table has no data symbols (CONFIG_KALLSYMS_ALL is off).
-    fn has_functions_only(&self) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// [`Error::NoSymbols`] when there is no symbol table at all.
+    pub fn has_functions_only(&self) -> Result<bool, Error> {
         // Every kernel has this variable.
         Ok(self.listed_symbol("init_task")?.is_none())
     }
@@ -260,15 +284,44 @@ impl<'d> Kernel<'d> {
     /// The address of a symbol that cannot be done without; `so` says what follows if it is missing.
     ///
     /// # Errors
-    /// [`Error::NoSymbol`], [`Error::NoSymbols`].
+    /// [`Error::NoSymbol`], [`Error::LostSymbol`], [`Error::NoSymbols`].
     pub fn need_symbol(&self, name: &str, so: &'static str) -> Result<VirtAddr, Error> {
-        self.symbol(name)?.ok_or_else(|| Error::NoSymbol(name.to_owned(), so))
+        let whole = self.symbols()?.is_whole();
+        self.symbol(name)?.ok_or_else(|| match whole {
+            true => Error::NoSymbol(name.to_owned(), so),
+            false => Error::LostSymbol(name.to_owned(), so),
+        })
+    }
+
+    /// What the dump lacked and vmlinux had, so far.
+    #[must_use]
+    pub fn borrowed(&self) -> Vec<&'static str> {
+        let code = self.memory.has_used_image().then_some("code or unwind tables");
+        self.borrowed.borrow().iter().copied().chain(code).collect()
+    }
+
+    /// Whether all symbols and types are known: then what is not found among them does not exist.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.symbols().is_ok_and(|symbols| symbols.is_whole())
+            && self.types().map_or_else(|_| self.symbols_say_no_types(), Btf::is_whole)
+    }
+
+    /// Whether there are no types because the kernel was built without.
+    fn symbols_say_no_types(&self) -> bool {
+        self.symbol("__start_BTF").is_ok_and(|start| start.is_none())
+    }
+
+    /// Whether `at` lies in the kernel's image, not in a module. No, when the image is not known.
+    #[must_use]
+    pub fn in_image(&self, at: VirtAddr) -> bool {
+        self.image().is_ok_and(|&(start, end)| start <= at && at < end)
     }
 
     /// The symbol of the kernel's image (not of a module) that `at` lies in.
     #[must_use]
     pub fn image_symbol(&self, at: VirtAddr) -> Option<Symbol> {
-        let (start, end) = self.image().ok()?;
+        let &(start, end) = self.image().ok()?;
         if at < start || at >= end {
             return None;
         }
@@ -278,8 +331,16 @@ impl<'d> Kernel<'d> {
         (!beyond || !self.has_functions_only().unwrap_or(false)).then_some(symbol)
     }
 
+    /// Whether `at`, in the kernel's image, may be in its text: no, when it lies behind the end of it.
+    #[must_use]
+    pub fn may_be_text(&self, at: VirtAddr) -> bool {
+        let end = self.listed_symbol("_etext").ok().flatten();
+        let init = self.listed_symbol("_sinittext").ok().flatten();
+        end.is_none_or(|end| at <= end) || init.is_some_and(|start| at >= start)
+    }
+
     /// First and last address of the kernel's image; of its functions, when only they have symbols.
-    fn image(&self) -> Result<(VirtAddr, VirtAddr), Error> {
+    fn image(&self) -> Result<&(VirtAddr, VirtAddr), Error> {
         get_or_try(&self.image, || {
             let so = "the kernel's image cannot be told from modules";
             let start = self.listed_symbol("_text")?.or(self.info.symbol("_stext"));
@@ -290,7 +351,6 @@ impl<'d> Kernel<'d> {
             let end = end.ok_or_else(|| Error::NoSymbol("_end".to_owned(), so))?;
             Ok((start, end))
         })
-        .copied()
     }
 
     /// Its types.
@@ -304,7 +364,11 @@ impl<'d> Kernel<'d> {
                 return dump;
             }
             let section = self.vmlinux.map(|vmlinux| vmlinux.section(".BTF")).unwrap_or_default();
-            Btf::parse(section.into()).or(dump)
+            let file = Btf::parse(section.into());
+            if file.is_ok() {
+                self.borrowed.borrow_mut().push("types");
+            }
+            file.or(dump)
         })
     }
 
@@ -314,15 +378,32 @@ impl<'d> Kernel<'d> {
         let stop = self.symbol("__stop_BTF")?.ok_or_else(missing)?;
         let length = usize::try_from(stop.0.wrapping_sub(start.0)).unwrap_or(usize::MAX);
         let lost = |error: ReadError| Error::NoTypes(format!("BTF is lost: {error}"));
-        Btf::parse(self.memory.bytes(start, length).map_err(lost)?).map_err(Error::NoTypes)
+        let data = self.memory.sparse(start, length).map_err(lost)?;
+        let whole = data.is_whole();
+        let types = Btf::parse(data.into_filled());
+        let types = types.map_err(|why| {
+            Error::NoTypes(if whole {
+                why
+            } else {
+                "the kernel's own (BTF) is not in the dump".to_owned()
+            })
+        })?;
+        Ok(if whole { types } else { types.torn() })
     }
 
     /// The member `path` of the structure `name`, if this kernel has it.
     ///
     /// # Errors
-    /// [`Error::NoTypes`] when there are no types at all.
+    /// [`Error::NoTypes`] when there are no types at all, or so few of them that it cannot be told.
     pub fn field(&self, name: &str, path: &str) -> Result<Option<Field>, Error> {
-        Ok(self.types()?.member(name, path))
+        let types = self.types()?;
+        match types.member(name, path) {
+            None if !types.is_whole() => Err(Error::NoTypes(format!(
+                "{name}.{path} is not among the {} types that could be read, and there are more",
+                types.len()
+            ))),
+            field => Ok(field),
+        }
     }
 
     /// The offset of a member that cannot be done without, in bytes.
@@ -331,14 +412,7 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoMember`], [`Error::NoTypes`].
     pub fn offset(&self, name: &str, path: &str) -> Result<u64, Error> {
         let field = self.field(name, path)?;
-        let missing = || match self.types() {
-            Ok(types) if !types.is_whole() => {
-                let known = types.len();
-                let what = format!("struct {name} is not among the first {known} types");
-                Error::NoTypes(format!("{what}, and BTF is damaged behind them"))
-            }
-            _ => Error::NoMember(format!("struct {name} with member {path}")),
-        };
+        let missing = || Error::NoMember(format!("struct {name} with member {path}"));
         field.map(|field| field.offset as u64).ok_or_else(missing)
     }
 
@@ -348,7 +422,7 @@ impl<'d> Kernel<'d> {
     /// [`Error::NoMember`] names the newest, [`Error::NoTypes`].
     pub fn offset_of_any(&self, name: &str, paths: &[&str]) -> Result<u64, Error> {
         for path in paths {
-            if let Some(field) = self.field(name, path)? {
+            if let Some(field) = self.types()?.member(name, path) {
                 return Ok(field.offset as u64);
             }
         }

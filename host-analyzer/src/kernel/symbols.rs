@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::{Error, VirtAddr};
 
 use super::kallsyms::{Encoding, Kallsyms, Tables};
+use super::sparse::Sparse;
 use super::virt::VirtualMemory;
 use super::vmcoreinfo::Vmcoreinfo;
 
@@ -19,6 +20,9 @@ pub struct Symbol {
     pub end: VirtAddr,
 }
 
+/// Stands for a name that is not in the dump.
+pub const NAME_LOST: &str = "(name not in the dump)";
+
 /// A table of the kernel's symbols.
 pub trait Symbols {
     /// The symbol that `at` lies in.
@@ -29,12 +33,15 @@ pub trait Symbols {
 
     /// The highest address that has a symbol.
     fn last(&self) -> Option<VirtAddr>;
+
+    /// Whether all of the table is there. Where it is not, a symbol that is not found may exist.
+    fn is_whole(&self) -> bool;
 }
 
 impl Symbols for Kallsyms<'_> {
     fn covering(&self, at: VirtAddr) -> Option<Symbol> {
         let (index, end) = Kallsyms::covering(self, at)?;
-        let (_, name) = self.name(index)?;
+        let name = self.name(index).map_or_else(|| NAME_LOST.to_owned(), |(_, name)| name);
         Some(Symbol { name, start: self.address(index)?, end })
     }
 
@@ -44,6 +51,10 @@ impl Symbols for Kallsyms<'_> {
 
     fn last(&self) -> Option<VirtAddr> {
         self.address(self.len().checked_sub(1)?)
+    }
+
+    fn is_whole(&self) -> bool {
+        Kallsyms::is_whole(self)
     }
 }
 
@@ -80,9 +91,7 @@ pub fn from_dump<'a>(
     let after = [tokens_at, index_at].into_iter().filter(|&at| at > names_at).min();
     let most = count * 128;
     let length = after.map_or(most, |at| most.min((at.0 - names_at.0) as usize));
-    let names = memory
-        .bytes(names_at, length)
-        .unwrap_or_else(|_| memory.bytes_up_to(names_at, length).into());
+    let names = memory.sparse(names_at, length).map_err(unreadable)?;
     let (addresses, encoding) = addresses(memory, info, count)?;
     Kallsyms::new(Tables {
         addresses,
@@ -95,7 +104,7 @@ pub fn from_dump<'a>(
     .ok_or_else(|| fail("the tokens of its symbol table make no sense"))
 }
 
-type Addresses<'a> = (std::borrow::Cow<'a, [u8]>, Encoding);
+type Addresses<'a> = (Sparse<'a>, Encoding);
 
 /// Reads the table of addresses and tells its encoding: the right one has `_stext` in it.
 fn addresses<'a>(
@@ -105,20 +114,25 @@ fn addresses<'a>(
 ) -> Result<Addresses<'a>, Error> {
     let unreadable = |error| Error::NoSymbols(format!("its symbol addresses are lost: {error}"));
     if let Some(at) = info.symbol("kallsyms_addresses") {
-        return Ok((memory.bytes(at, count * 8).map_err(unreadable)?, Encoding::Absolute));
+        return Ok((memory.sparse(at, count * 8).map_err(unreadable)?, Encoding::Absolute));
     }
     let missing = || Error::NoSymbols("VMCOREINFO does not name kallsyms_offsets".to_owned());
     let at = info.symbol("kallsyms_offsets").ok_or_else(missing)?;
-    let table = memory.bytes(at, count * 4).map_err(unreadable)?;
+    let table = memory.sparse(at, count * 4).map_err(unreadable)?;
     let mut candidates = vec![Encoding::PlaceRelative(at)];
     if let Some(base) = info.symbol("kallsyms_relative_base") {
         let base = memory.u64(base).map_err(unreadable)?;
         candidates = vec![Encoding::AbsolutePercpu(base), Encoding::BaseRelative(base)];
     }
+    // What VMCOREINFO names besides is asked for where the table lacks `_stext`.
     let text = info.need_symbol("_stext")?;
-    let encoding = candidates
-        .into_iter()
-        .find(|&encoding| super::kallsyms::holds(&table, encoding, count, text))
+    let others = info.symbols().map(|(_, address)| address).filter(|_| !table.is_whole());
+    let encoding = std::iter::once(text)
+        .chain(others)
+        .find_map(|known| {
+            let fits = |it: &Encoding| super::kallsyms::holds(&table, *it, count, known);
+            candidates.iter().copied().find(fits)
+        })
         .ok_or_else(|| Error::NoSymbols("no known encoding yields _stext".to_owned()))?;
     Ok((table, encoding))
 }

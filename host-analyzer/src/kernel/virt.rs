@@ -1,11 +1,17 @@
 //! The kernel's virtual memory.
 
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::ops::Range;
 
 use crate::source::Memory;
 use crate::{ReadError, VirtAddr, bytes};
 
 use super::paging::{Mapping, PageTables};
+use super::sparse::{self, Sparse};
+
+/// The smallest page of memory, in bytes: what is missing from a dump is missing in units of this.
+const PAGE: u64 = 4096;
 
 /// The largest object that is read at once. Tables of a kernel are a few megabytes; anything
 /// beyond this is a broken length.
@@ -15,13 +21,47 @@ const MAX_OBJECT: usize = 256 << 20;
 pub struct VirtualMemory<'a> {
     memory: &'a dyn Memory,
     tables: Box<dyn PageTables>,
+    image: Option<ImageFile<'a>>,
+}
+
+/// The parts of the kernel's image that never change, as its file has them.
+pub struct ImageFile<'a> {
+    /// Where each part lies, and its bytes.
+    pub parts: Vec<(VirtAddr, &'a [u8])>,
+    /// Whether the dump lacked something that was taken from here.
+    pub used: Cell<bool>,
+}
+
+impl<'a> ImageFile<'a> {
+    /// The bytes from `at` on, at most `max` of them and at least one.
+    fn run(&self, at: VirtAddr, max: usize) -> Option<&'a [u8]> {
+        let found = self.parts.iter().find_map(|(start, bytes)| {
+            let skip = usize::try_from(at.0.checked_sub(start.0)?).ok()?;
+            let rest = bytes.get(skip..).filter(|rest| !rest.is_empty())?;
+            Some(&rest[..rest.len().min(max)])
+        });
+        self.used.set(self.used.get() || found.is_some());
+        found
+    }
 }
 
 impl<'a> VirtualMemory<'a> {
     /// The address space that `tables` describe.
     #[must_use]
     pub fn new(memory: &'a dyn Memory, tables: Box<dyn PageTables>) -> VirtualMemory<'a> {
-        VirtualMemory { memory, tables }
+        VirtualMemory { memory, tables, image: None }
+    }
+
+    /// The same; what the dump lacks of the kernel's constant parts comes from `image`.
+    #[must_use]
+    pub fn with_image(self, image: ImageFile<'a>) -> VirtualMemory<'a> {
+        VirtualMemory { image: Some(image), ..self }
+    }
+
+    /// Whether something that the dump lacks was taken from the kernel's file.
+    #[must_use]
+    pub fn has_used_image(&self) -> bool {
+        self.image.as_ref().is_some_and(|image| image.used.get())
     }
 
     /// The physical memory below.
@@ -54,14 +94,41 @@ impl<'a> VirtualMemory<'a> {
         if length > MAX_OBJECT {
             return Err(ReadError::TooLong(length as u64));
         }
-        let extent = self.extent(at, length)?;
-        if extent.length >= length as u64 {
-            let run = self.memory.run(extent.phys, length.max(1))?;
-            if run.len() >= length {
-                return Ok(run);
+        let together = self.extent(at, length).ok().filter(|it| it.length >= length as u64);
+        let run = together.and_then(|it| self.memory.run(it.phys, length.max(1)).ok());
+        match run {
+            Some(run) if run.len() >= length => Ok(run),
+            _ => self.copied(at, length).map(Cow::Owned),
+        }
+    }
+
+    /// The `length` bytes at `at`, as far as they are in the dump.
+    ///
+    /// # Errors
+    /// [`ReadError::TooLong`].
+    pub fn sparse(&self, at: VirtAddr, length: usize) -> Result<Sparse<'a>, ReadError> {
+        match self.bytes(at, length) {
+            Ok(bytes) => return Ok(Sparse::whole(bytes)),
+            Err(error @ ReadError::TooLong(_)) => return Err(error),
+            Err(_) => {}
+        }
+        let (mut out, mut holes) = (Vec::new(), Vec::<Range<usize>>::new());
+        while out.len() < length {
+            let (start, left) = (out.len(), length - out.len());
+            let here = at.offset(start as u64);
+            match self.run(here, left) {
+                Ok(run) => out.extend_from_slice(&run),
+                Err(_) => {
+                    let end = start + left.min((PAGE - here.0 % PAGE) as usize);
+                    out.resize(end, sparse::FILLER);
+                    match holes.last_mut() {
+                        Some(last) if last.end == start => last.end = end,
+                        _ => holes.push(start..end),
+                    }
+                }
             }
         }
-        self.copied(at, length).map(Cow::Owned)
+        Ok(Sparse::with_holes(out, holes))
     }
 
     /// The bytes from `at` on, as far as they lie together in the dump, at most `max` of them and at
@@ -146,8 +213,14 @@ impl<'a> VirtualMemory<'a> {
     }
 
     fn run(&self, at: VirtAddr, max: usize) -> Result<Cow<'a, [u8]>, ReadError> {
-        let mapping = self.translate(at)?;
-        self.memory.run(mapping.phys, max.min(mapping.length as usize))
+        let found = self
+            .translate(at)
+            .and_then(|mapping| self.memory.run(mapping.phys, max.min(mapping.length as usize)));
+        found.or_else(|error| {
+            let rest_of_page = (PAGE - at.0 % PAGE) as usize;
+            let image = self.image.as_ref().filter(|_| error.is_lost());
+            image.and_then(|it| it.run(at, max.min(rest_of_page))).map(Cow::Borrowed).ok_or(error)
+        })
     }
 
     fn copied(&self, at: VirtAddr, length: usize) -> Result<Vec<u8>, ReadError> {

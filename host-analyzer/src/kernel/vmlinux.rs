@@ -28,8 +28,14 @@ pub struct Vmlinux {
 
 struct Section {
     file: Range<usize>,
+    /// Where the section lies in a kernel that was not moved.
+    address: u64,
     compressed: bool,
 }
+
+/// The sections that a running kernel does not change, but for single instructions of its text. What
+/// holds addresses (read-only data, say) is not among them: KASLR changes those.
+const CONSTANT: [&str; 3] = [".text", ".orc_unwind", ".orc_unwind_ip"];
 
 impl Vmlinux {
     /// Opens a vmlinux.
@@ -56,6 +62,16 @@ impl Vmlinux {
     pub fn section(&self, name: &str) -> &[u8] {
         let section = self.sections.get(name).filter(|section| !section.compressed);
         section.and_then(|section| self.map.get(section.file.clone())).unwrap_or_default()
+    }
+
+    /// The constant parts of the kernel's image when it was moved by `offset` (KASLR).
+    #[must_use]
+    pub fn constants(&self, offset: u64) -> Vec<(VirtAddr, &[u8])> {
+        let part = |name| {
+            let section: &Section = self.sections.get(name)?;
+            Some((VirtAddr(section.address.wrapping_add(offset)), self.section(name)))
+        };
+        CONSTANT.into_iter().filter_map(part).collect()
     }
 
     /// Why there are no lines and inlined functions to be had from it, if there are none.
@@ -96,7 +112,7 @@ fn sections(file: &[u8]) -> Result<HashMap<String, Section>, &'static str> {
     const SECTION_HEADER: usize = 64;
     if !file.starts_with(ELFMAG) {
         return Err("not an ELF file. What is wanted is the uncompressed vmlinux of the -dbg \
-                    package, not the vmlinuz (bzImage) that boots");
+                    package, not the vmlinuz that boots");
     }
     let cut = "its headers are cut short; was it copied whole?";
     let header = Elf::parse_header(file).map_err(|_| cut)?;
@@ -114,7 +130,7 @@ fn sections(file: &[u8]) -> Result<HashMap<String, Section>, &'static str> {
     let named = |header: &SectionHeader| {
         let name = bytes::c_string(names.get(header.sh_name..)?);
         let compressed = header.sh_flags & u64::from(SHF_COMPRESSED) != 0;
-        Some((name, Section { file: contents(file, header)?, compressed }))
+        Some((name, Section { file: contents(file, header)?, address: header.sh_addr, compressed }))
     };
     Ok(headers.iter().filter_map(named).collect())
 }
@@ -188,5 +204,9 @@ impl Symbols for ElfSymbols<'_> {
 
     fn last(&self) -> Option<VirtAddr> {
         self.symbols.last().map(|&(address, _)| address)
+    }
+
+    fn is_whole(&self) -> bool {
+        true
     }
 }

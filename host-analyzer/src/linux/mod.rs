@@ -5,8 +5,10 @@
 
 pub mod list;
 pub mod module;
+pub mod module_use;
 pub mod percpu;
 pub mod printk;
+pub mod process;
 pub mod stacks;
 pub mod system;
 pub mod task;

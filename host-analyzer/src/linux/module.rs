@@ -6,7 +6,7 @@ use crate::{Error, ReadError, VirtAddr, bytes};
 use super::{Place, list};
 
 /// Length of module.name (MODULE_NAME_LEN).
-const NAME: usize = 56;
+pub(super) const NAME: usize = 56;
 /// Size and members of Elf64_Sym.
 const SYMBOL: usize = 24;
 const SYMBOL_SECTION: usize = 6;

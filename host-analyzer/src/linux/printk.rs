@@ -4,9 +4,10 @@
 //! needed. A descriptor leads to the record's text in the data ring and has its metadata in a
 //! third array at the same index.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::kernel::Kernel;
+use crate::kernel::sparse::Sparse;
 use crate::kernel::virt::VirtualMemory;
 use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::{Error, ReadContext, bytes};
@@ -31,6 +32,10 @@ pub struct Log {
     pub records: Vec<Record>,
     /// Records whose descriptor or text made no sense.
     pub damaged: usize,
+    /// Records that are not in the dump, or only in part. Some of them may have been empty.
+    pub missing: usize,
+    /// Bytes of text that these are known to have had.
+    pub missing_bytes: u64,
 }
 
 /// Bounds for the ring's sizes: LOG_BUF_LEN_MAX is 2 GiB, descriptors are at most as many.
@@ -71,12 +76,12 @@ impl Layout {
     }
 }
 
-/// The ring's three arrays, as they lie in memory.
+/// The ring's three arrays, each as far as it is in the dump.
 struct Ring<'a> {
     layout: Layout,
-    descriptors: Cow<'a, [u8]>,
-    infos: Cow<'a, [u8]>,
-    text: Cow<'a, [u8]>,
+    descriptors: Sparse<'a>,
+    infos: Sparse<'a>,
+    text: Sparse<'a>,
     tail: u64,
     head: u64,
     count: u64,
@@ -104,10 +109,20 @@ impl Log {
             match ring.record(id) {
                 Ok(Some(record)) => log.records.push(record),
                 Ok(None) => {}
-                Err(Damaged) => log.damaged += 1,
+                Err(Lost::Damaged) => log.damaged += 1,
+                Err(Lost::Missing { bytes }) => {
+                    log.missing += 1;
+                    log.missing_bytes += bytes;
+                }
             }
         }
         Ok(log)
+    }
+
+    /// Whether every record could be read.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damaged == 0 && self.missing == 0
     }
 
     /// The line in which the kernel said why it died, if it did.
@@ -130,8 +145,16 @@ impl Log {
     }
 }
 
-/// A record that makes no sense.
-struct Damaged;
+/// Why a record cannot be had.
+enum Lost {
+    /// It makes no sense.
+    Damaged,
+    /// The dump lacks it; so many bytes of text are known to have been in it.
+    Missing { bytes: u64 },
+}
+
+/// A record of which not even the length is known.
+const MISSING: Lost = Lost::Missing { bytes: 0 };
 
 impl<'a> Ring<'a> {
     fn open(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'a>) -> Result<Ring<'a>, Error> {
@@ -154,10 +177,10 @@ impl<'a> Ring<'a> {
         let text = memory.pointer(text).reading("the log's text")?;
         Ok(Ring {
             descriptors: memory
-                .bytes(descriptors, count as usize * layout.desc_size)
+                .sparse(descriptors, count as usize * layout.desc_size)
                 .reading(what)?,
-            infos: memory.bytes(infos, count as usize * layout.info_size).reading(what)?,
-            text: memory.bytes(text, 1 << size_bits).reading("the log's text")?,
+            infos: memory.sparse(infos, count as usize * layout.info_size).reading(what)?,
+            text: memory.sparse(text, 1 << size_bits).reading("the log's text")?,
             tail: memory.u64(desc_member("tail_id")?).reading(what)? & ID_MASK,
             head: memory.u64(desc_member("head_id")?).reading(what)? & ID_MASK,
             layout,
@@ -166,44 +189,48 @@ impl<'a> Ring<'a> {
     }
 
     /// The record of descriptor `id`; `None` when it has none (yet, or any more).
-    fn record(&self, id: u64) -> Result<Option<Record>, Damaged> {
+    fn record(&self, id: u64) -> Result<Option<Record>, Lost> {
         let index = (id % self.count) as usize;
         let layout = &self.layout;
         let at = index * layout.desc_size;
-        let desc = self.descriptors.get(at..at + layout.desc_size).ok_or(Damaged)?;
-        let state = bytes::u64_at(desc, layout.state).ok_or(Damaged)?;
+        let desc = self.descriptors.get(at..at + layout.desc_size).ok_or(MISSING)?;
+        let state = bytes::u64_at(desc, layout.state).ok_or(Lost::Damaged)?;
         if state & ID_MASK != id || !WITH_TEXT.contains(&(state >> STATE_SHIFT)) {
             return Ok(None);
         }
-        let begin = bytes::u64_at(desc, layout.begin).ok_or(Damaged)?;
-        let next = bytes::u64_at(desc, layout.next).ok_or(Damaged)?;
+        let begin = bytes::u64_at(desc, layout.begin).ok_or(Lost::Damaged)?;
+        let next = bytes::u64_at(desc, layout.next).ok_or(Lost::Damaged)?;
+        let block = self.block(begin, next)?;
         let at = index * layout.info_size;
-        let info = self.infos.get(at..at + layout.info_size).ok_or(Damaged)?;
-        let length = usize::from(bytes::u16_at(info, layout.length).ok_or(Damaged)?);
-        let text = self.text_of(begin, next, length)?;
+        let missing = Lost::Missing { bytes: block.len() as u64 };
+        let info = self.infos.get(at..at + layout.info_size).ok_or(missing)?;
+        let length = bytes::u16_at(info, layout.length).ok_or(Lost::Damaged)?;
+        let end = block.end.min(block.start + usize::from(length));
+        let missing = Lost::Missing { bytes: (end - block.start) as u64 };
+        let text = self.text.get(block.start..end).ok_or(missing)?;
         Ok(Some(Record {
-            sequence: bytes::u64_at(info, layout.sequence).ok_or(Damaged)?,
-            time: bytes::u64_at(info, layout.time).ok_or(Damaged)?,
+            sequence: bytes::u64_at(info, layout.sequence).ok_or(Lost::Damaged)?,
+            time: bytes::u64_at(info, layout.time).ok_or(Lost::Damaged)?,
             // struct printk_info: text_len, facility, then flags (5 bits) and level (3 bits).
-            level: info.get(layout.length + 3).ok_or(Damaged)? >> 5,
+            level: info.get(layout.length + 3).ok_or(Lost::Damaged)? >> 5,
             text: String::from_utf8_lossy(text).into_owned(),
         }))
     }
 
-    /// The text between two logical positions. Odd ones mean that there is none; a block that would
-    /// cross the end of the ring lies at its start instead. The descriptor's id precedes the text.
-    fn text_of(&self, begin: u64, next: u64, length: usize) -> Result<&[u8], Damaged> {
+    /// Where the text between two logical positions lies. Odd ones mean that there is none; a block that
+    /// would cross the end of the ring lies at its start instead. The descriptor's id precedes the text.
+    fn block(&self, begin: u64, next: u64) -> Result<Range<usize>, Lost> {
+        const ID: u64 = 8;
         if begin & 1 != 0 {
-            return Ok(&[]);
+            return Ok(0..0);
         }
         let size = self.text.len() as u64;
         let exact = next.is_multiple_of(size);
         let wrapped = begin / size != next / size && !exact;
         let start = if wrapped { 0 } else { begin % size };
         let end = if exact { size } else { next % size };
-        let block = self.text.get(start as usize..end as usize).ok_or(Damaged)?;
-        let text = block.get(8..).ok_or(Damaged)?;
-        Ok(&text[..length.min(text.len())])
+        let text = start + ID;
+        if text > end { Err(Lost::Damaged) } else { Ok(text as usize..end as usize) }
     }
 }
 
@@ -324,14 +351,38 @@ OFFSET(prb_data_ring.data)=8
     }
 
     #[test]
+    fn record_whose_text_is_not_in_the_dump_is_counted_and_the_others_are_shown() {
+        let mut memory = ring(5, 7);
+        // 8 KiB of text, two pages.
+        memory.put_u64(RING + 8 + 48, 13);
+        put(&mut memory, 6, 2, (4096, 4096 + 32), "lost");
+        put(&mut memory, 5, 2, (0, 32), "first");
+        put(&mut memory, 7, 2, (64, 96), "last");
+        let tables = memory.mapped(VIRT, 0x1000);
+        memory.punch(TEXT + 4096);
+        let log = Log::from_memory(&Vmcoreinfo::new(INFO), &memory.space(tables)).unwrap();
+        assert_eq!((texts(&log), log.missing, log.missing_bytes), (vec!["first", "last"], 1, 4));
+        assert!(!log.is_whole());
+    }
+
+    #[test]
+    fn records_without_a_descriptor_are_counted() {
+        let mut memory = ring(5, 6);
+        let tables = memory.mapped(VIRT, 0x1000);
+        memory.punch(DESCS);
+        let log = Log::from_memory(&Vmcoreinfo::new(INFO), &memory.space(tables)).unwrap();
+        assert_eq!((log.records.len(), log.missing), (0, 2));
+    }
+
+    #[test]
     fn reason_of_the_panic_is_found() {
         let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
         let oops = record("BUG: unable to handle page fault for address: 0");
         let panic = record("Kernel panic - not syncing: Fatal exception");
         let end = record("---[ end Kernel panic - not syncing: Fatal exception ]---");
-        let log = Log { records: vec![oops.clone(), panic.clone(), end], damaged: 0 };
+        let log = Log { records: vec![oops.clone(), panic.clone(), end], ..Log::default() };
         assert_eq!(log.panic_line(), Some(panic.text));
-        let log = Log { records: vec![record("hello"), oops.clone()], damaged: 0 };
+        let log = Log { records: vec![record("hello"), oops.clone()], ..Log::default() };
         assert_eq!(log.panic_line(), Some(oops.text));
     }
 

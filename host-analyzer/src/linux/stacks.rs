@@ -25,6 +25,29 @@ impl Stack {
     }
 }
 
+/// The stacks that an unwind may run on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stacks {
+    /// Those that are known.
+    pub list: Vec<Stack>,
+    /// Whether there are no others. Where the dump lacks what leads to some, there may be.
+    pub all: bool,
+}
+
+impl Stacks {
+    /// These and no others.
+    #[must_use]
+    pub fn only(list: Vec<Stack>) -> Stacks {
+        Stacks { list, all: true }
+    }
+
+    /// The stack with `at` on it.
+    #[must_use]
+    pub fn with(&self, at: VirtAddr) -> Option<&Stack> {
+        self.list.iter().find(|stack| stack.holds(at))
+    }
+}
+
 /// THREAD_SIZE without KASAN, where neither the kernel's own symbols nor the size of a page tell
 /// more (arch/x86/include/asm/page_64_types.h, arch/arm64/include/asm/memory.h, 6.12).
 const THREAD_SIZE: u64 = 16 << 10;

@@ -4,6 +4,7 @@ use crate::source::Prstatus;
 use crate::{Error, ReadContext, VirtAddr, bytes};
 
 use super::Linux;
+use super::stacks::Stack;
 
 /// Length of a field of struct new_utsname (__NEW_UTS_LEN + 1, include/uapi/linux/utsname.h).
 const UTS_FIELD: usize = 65;
@@ -144,6 +145,16 @@ impl Linux<'_, '_> {
     #[must_use]
     pub fn saved_registers(&self, cpu: u32) -> Option<Vec<u8>> {
         self.crash_note(cpu).or_else(|| self.fitting_note(cpu))
+    }
+
+    /// The registers in the notes whose stack pointer lies on `stack`, if one CPU's do.
+    #[must_use]
+    pub fn registers_on(&self, stack: &Stack) -> Option<&[u8]> {
+        let on_it = |status: &&Prstatus<'_>| {
+            let stand = self.kernel.machine().stand(status.registers);
+            stand.is_some_and(|stand| stack.holds(stand.sp))
+        };
+        self.kernel.notes().prstatus.iter().find(on_it).map(|status| status.registers)
     }
 
     fn crash_note(&self, cpu: u32) -> Option<Vec<u8>> {

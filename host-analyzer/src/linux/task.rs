@@ -19,6 +19,8 @@ pub struct TaskLayout {
     /// `__state`, before 5.14 `state`.
     state: u64,
     exit_state: u64,
+    /// `on_cpu`, in kernels for several CPUs.
+    on_cpu: Option<u64>,
     /// `signal`, `thread_node` and `signal_struct.thread_head`: the threads of a process.
     threads: Option<(u64, u64, u64)>,
     run_queue_current: u64,
@@ -49,6 +51,7 @@ impl TaskLayout {
             cpu: kernel.offset_of_any(task, &["thread_info.cpu", "cpu"])?,
             state: kernel.offset_of_any(task, &["__state", "state"])?,
             exit_state: kernel.offset(task, "exit_state")?,
+            on_cpu: kernel.field(task, "on_cpu")?.map(|field| field.offset as u64),
             threads: threads(),
             run_queue_current: kernel.offset_of_any("rq", &["curr", "donor"])?,
             run_queue_idle: kernel.offset("rq", "idle")?,
@@ -71,6 +74,8 @@ pub struct Task {
     pub cpu: u32,
     /// Lowest address of its stack.
     pub stack: VirtAddr,
+    /// Whether a CPU was running it, as the task itself says (`on_cpu`).
+    pub on_cpu: bool,
     state: u32,
     exit_state: u32,
 }
@@ -94,27 +99,70 @@ impl Task {
             comm: bytes::c_string(&memory.bytes(address.offset(layout.comm), COMM)?),
             cpu: word(layout.cpu)?,
             stack: memory.pointer(address.offset(layout.stack))?,
+            on_cpu: layout.on_cpu.map(word).transpose()?.is_some_and(|it| it != 0),
             state: word(layout.state)?,
             exit_state: word(layout.exit_state)?,
         })
     }
 
-    /// The state in crash's words (include/linux/sched.h, 5.10 to 6.12).
-    #[must_use]
-    pub fn state(&self) -> &'static str {
-        match (self.state, self.exit_state) {
-            (_, exit) if exit & 0x20 != 0 => "EXIT_ZOMBIE",
-            (_, exit) if exit & 0x10 != 0 => "EXIT_DEAD",
-            (0, _) => "TASK_RUNNING",
-            (state, _) if state & 1 != 0 => "TASK_INTERRUPTIBLE",
-            (0x402, _) => "TASK_IDLE",
-            (state, _) if state & 2 != 0 => "TASK_UNINTERRUPTIBLE",
-            (state, _) if state & 4 != 0 => "TASK_STOPPED",
-            (state, _) if state & 8 != 0 => "TASK_TRACED",
-            (state, _) if state & 0x40 != 0 => "TASK_PARKED",
-            (state, _) if state & 0x80 != 0 => "TASK_DEAD",
-            _ => "unknown",
+    /// A task for tests.
+    #[cfg(test)]
+    pub(crate) fn example(address: VirtAddr, pid: u32, comm: &str) -> Task {
+        let stack = VirtAddr(0);
+        let comm = comm.to_owned();
+        Task {
+            address,
+            pid,
+            tgid: pid,
+            comm,
+            cpu: 0,
+            stack,
+            on_cpu: false,
+            state: 0,
+            exit_state: 0,
         }
+    }
+
+    /// What the task was doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::new(self.state, self.exit_state)
+    }
+}
+
+/// What a task was doing, in crash's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Two letters, as `ps` shows them.
+    pub short: &'static str,
+    /// The kernel's name for it.
+    pub name: &'static str,
+}
+
+impl State {
+    /// Tells the state from `__state` (before 5.14 `state`) and `exit_state`. The bits mean the same
+    /// from 4.14 on (include/linux/sched.h, 4.14, 6.1 and 6.12); those above 0x800 only qualify others,
+    /// as TASK_FREEZABLE does from 6.1 on, but for TASK_RTLOCK_WAIT and TASK_FROZEN.
+    fn new(state: u32, exit_state: u32) -> State {
+        const IDLE: u32 = 0x402;
+        /// TASK_UNINTERRUPTIBLE, TASK_RTLOCK_WAIT (5.15 on) and TASK_FROZEN (6.1 on).
+        const UNINTERRUPTIBLE: u32 = 2 | 0x1000 | 0x8000;
+        let (short, name) = match (state, exit_state) {
+            (_, exit) if exit & 0x20 != 0 => ("ZO", "EXIT_ZOMBIE"),
+            (_, exit) if exit & 0x10 != 0 => ("DE", "EXIT_DEAD"),
+            (0, _) => ("RU", "TASK_RUNNING"),
+            (state, _) if state & 1 != 0 => ("IN", "TASK_INTERRUPTIBLE"),
+            (state, _) if state & IDLE == IDLE => ("ID", "TASK_IDLE"),
+            (state, _) if state & UNINTERRUPTIBLE != 0 => ("UN", "TASK_UNINTERRUPTIBLE"),
+            (state, _) if state & 4 != 0 => ("ST", "TASK_STOPPED"),
+            (state, _) if state & 8 != 0 => ("TR", "TASK_TRACED"),
+            (state, _) if state & 0x40 != 0 => ("PA", "TASK_PARKED"),
+            (state, _) if state & 0x80 != 0 => ("DE", "TASK_DEAD"),
+            (state, _) if state & 0x200 != 0 => ("WA", "TASK_WAKING"),
+            (state, _) if state & 0x800 != 0 => ("NE", "TASK_NEW"),
+            _ => ("??", "unknown"),
+        };
+        State { short, name }
     }
 }
 
@@ -144,6 +192,27 @@ impl Linux<'_, '_> {
         self.task(self.run_queue_task(cpu, self.task_layout()?.run_queue_current)?)
     }
 
+    /// Every CPU and the task that it was running, and which CPUs' tasks are not known.
+    #[must_use]
+    pub fn running(&self) -> (Vec<(u32, VirtAddr)>, Vec<String>) {
+        let layout = self.task_layout().map(|layout| layout.run_queue_current);
+        let cpus = self.percpu().map(|percpu| percpu.present.as_slice());
+        let (member, cpus) = match (layout, cpus) {
+            (Ok(member), Ok(cpus)) => (member, cpus),
+            (Err(error), _) | (_, Err(error)) => {
+                return (Vec::new(), vec![format!("which tasks were running: {error}")]);
+            }
+        };
+        let (mut running, mut missing) = (Vec::new(), Vec::new());
+        for &cpu in cpus {
+            match self.run_queue_task(cpu, member) {
+                Ok(task) => running.push((cpu, task)),
+                Err(error) => missing.push(format!("the task of CPU {cpu}: {error}")),
+            }
+        }
+        (running, missing)
+    }
+
     fn run_queue_task(&self, cpu: u32, member: u64) -> Result<VirtAddr, Error> {
         let symbol = self.kernel.need_symbol("runqueues", "running tasks cannot be found")?;
         let missing = ReadError::NotMapped(symbol);
@@ -165,15 +234,18 @@ impl Linux<'_, '_> {
                 _ => {}
             }
         }
-        let left = percpu.present.iter().find(|&&cpu| self.left_for_capture(cpu));
+        let left = |&&cpu: &&u32| {
+            self.saved_registers(cpu).is_some_and(|registers| self.left_for_capture(&registers))
+        };
+        let left = percpu.present.iter().find(left);
         Ok(left.or(percpu.online.first()).copied().unwrap_or(0))
     }
 
-    /// Whether `cpu` saved its own registers before it jumped to the capture kernel: other CPUs save
-    /// those of what they were stopped in.
-    fn left_for_capture(&self, cpu: u32) -> bool {
-        let Some(registers) = self.saved_registers(cpu) else { return false };
-        let stand = self.kernel.machine().stand(&registers);
+    /// Whether a CPU saved these registers as its own before it jumped to the capture kernel: other
+    /// CPUs save those of what they were stopped in.
+    #[must_use]
+    pub fn left_for_capture(&self, registers: &[u8]) -> bool {
+        let stand = self.kernel.machine().stand(registers);
         // crash_setup_regs() is inlined there (kernel/kexec_core.c; crash_core.c from 6.7 on).
         let place = stand.and_then(|stand| self.place(stand.pc));
         place.is_some_and(|place| matches!(&*place.name, "__crash_kexec" | "crash_kexec"))
@@ -187,7 +259,14 @@ impl Linux<'_, '_> {
         let layout = self.task_layout()?;
         let mut list = TaskList::default();
         let mut seen = HashSet::new();
-        for &cpu in &self.percpu()?.present {
+        let present = match self.percpu() {
+            Ok(percpu) => percpu.present.as_slice(),
+            Err(error) => {
+                list.problems.push(format!("idle tasks: {error}"));
+                &[]
+            }
+        };
+        for &cpu in present {
             match self.run_queue_task(cpu, layout.run_queue_idle).and_then(|at| self.task(at)) {
                 Ok(task) => {
                     seen.insert(task.address);
@@ -196,11 +275,22 @@ impl Linux<'_, '_> {
                 Err(error) => list.problems.push(format!("idle task of CPU {cpu}: {error}")),
             }
         }
-        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed")?;
-        let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
-        list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
-        for node in walk.nodes {
-            self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
+        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed");
+        match &init {
+            Ok(init) => {
+                let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
+                list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
+                for node in walk.nodes {
+                    self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
+                }
+            }
+            Err(error) => list.problems.push(error.to_string()),
+        }
+        // Where the lists are torn, run queues lead to some more.
+        if !list.problems.is_empty() {
+            let running = self.running().0.into_iter().map(|(_, address)| address);
+            let found = init.into_iter().chain(running).filter(|&it| seen.insert(it));
+            list.tasks.extend(found.filter_map(|address| self.task(address).ok()));
         }
         Ok(list)
     }
@@ -245,5 +335,26 @@ impl Linux<'_, '_> {
             *thread = thread.back(node);
         }
         Some(Ok(walk))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_told_by_their_bits_whatever_qualifies_them() {
+        let short = |state, exit| State::new(state, exit).short;
+        assert_eq!((short(0, 0), short(1, 0), short(2, 0)), ("RU", "IN", "UN"));
+        // TASK_FREEZABLE beside TASK_INTERRUPTIBLE and TASK_IDLE; TASK_WAKEKILL beside three others.
+        assert_eq!((short(0x2001, 0), short(0x2402, 0)), ("IN", "ID"));
+        assert_eq!((short(0x102, 0), short(0x104, 0), short(0x108, 0)), ("UN", "ST", "TR"));
+        assert_eq!((short(0x40, 0), short(0x1000, 0), short(0x8000, 0)), ("PA", "UN", "UN"));
+    }
+
+    #[test]
+    fn task_that_has_ended_is_a_zombie_until_its_parent_has_asked() {
+        assert_eq!(State::new(0x80, 0x20).name, "EXIT_ZOMBIE");
+        assert_eq!(State::new(0x80, 0x10).name, "EXIT_DEAD");
     }
 }

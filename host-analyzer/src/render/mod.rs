@@ -1,3 +1,4 @@
 //! How things look.
 
+pub mod table;
 pub mod text;

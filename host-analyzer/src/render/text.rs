@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use crate::Error;
-use crate::commands::bt::{Backtrace, Row};
+use crate::commands::bt::{Backtrace, Owner, Row};
 use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
-use crate::source::{Completeness, Dump};
+use crate::linux::task::Task;
+use crate::source::{Completeness, Dump, Memory};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
 
 /// Says first what is missing from a dump, when something is.
@@ -15,7 +16,8 @@ use crate::unwind::{CallerBy, End, ExceptionFrame};
 /// [`Error::Output`].
 pub fn completeness(dump: &Dump, out: &mut dyn Write) -> Result<(), Error> {
     if let Completeness::Incomplete(why) = dump.completeness() {
-        writeln!(out, "INCOMPLETE DUMP: {why}. What is there is shown.")?;
+        let there = dump.ranges().iter().map(|range| range.end - range.start).sum();
+        writeln!(out, "INCOMPLETE DUMP: {why}. What is there ({}) is shown.", size(there))?;
     }
     Ok(())
 }
@@ -48,23 +50,25 @@ pub fn rows(rows: &[(&str, String)], out: &mut dyn Write) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Output`].
 pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) -> Result<(), Error> {
-    let task = &trace.task;
-    let cpu = trace.running_on.unwrap_or(task.cpu);
-    let (pid, address, comm) = (task.pid, task.address, &task.comm);
-    writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+    let cpu = trace.running_on.map_or_else(|| "?".to_owned(), |cpu| cpu.to_string());
+    match &trace.owner {
+        Owner::Task(Task { pid, address, comm, cpu: last, .. }) => {
+            let cpu = trace.running_on.unwrap_or(*last);
+            writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+        }
+        Owner::Torn { address, why } => {
+            writeln!(out, "PID: ?       TASK: {address:016x}  CPU: {cpu}  (not readable: {why})")?;
+        }
+        Owner::Registers { pid, why } => {
+            let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+            let how = "by the registers that the CPU saved; its task is not known";
+            writeln!(out, "PID: {pid:<6}  CPU: {cpu}  ({how}: {why})")?;
+        }
+    }
     if let Some(panic) = panic {
         writeln!(out, "PANIC: \"{panic}\"")?;
     }
     frames(&trace.rows, &trace.end, out)
-}
-
-/// The backtrace of a CPU whose task is not known, only the registers that it saved.
-///
-/// # Errors
-/// [`Error::Output`].
-pub fn note_backtrace(pid: u32, rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
-    writeln!(out, "PID: {pid:<6}  (by the registers in the dump's notes)")?;
-    frames(rows, end, out)
 }
 
 fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
@@ -154,7 +158,7 @@ pub fn log_record(record: &Record, level: bool, out: &mut dyn Write) -> Result<(
 /// A size in bytes, in the largest unit that leaves a number above 1.
 #[must_use]
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KB", "MB", "GB", "TB"];
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
     while value >= 1024.0 && unit + 1 < UNITS.len() {
@@ -285,7 +289,7 @@ mod tests {
     #[test]
     fn sizes_and_durations_are_short() {
         assert_eq!(size(512), "512 bytes");
-        assert_eq!(size(464 << 20), "464.0 MB");
+        assert_eq!(size(464 << 20), "464.0 MiB");
         assert_eq!(duration(6), "00:00:06");
         assert_eq!(duration(86400 * 3 + 3661), "3 days, 01:01:01");
     }

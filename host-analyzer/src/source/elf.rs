@@ -40,8 +40,13 @@ struct Segment {
     file: usize,
     /// How many of its bytes are in the file; the rest reads as zeros.
     stored: u64,
-    /// The highest end of this segment and all that are sorted before it.
-    reach: u64,
+}
+
+/// A stretch of physical memory and the segment that it is read from.
+#[derive(Clone, Debug)]
+struct Piece {
+    phys: Range<u64>,
+    segment: u32,
 }
 
 /// The index of an ELF core: what lies where. Holds no bytes of it.
@@ -51,6 +56,10 @@ pub struct ElfCore {
     flags: u32,
     notes: Vec<Range<usize>>,
     segments: Vec<Segment>,
+    /// Sorted, not overlapping: segments may (the kernel's text is there twice).
+    pieces: Vec<Piece>,
+    /// Segments with virtual addresses, sorted by these.
+    by_virt: Vec<u32>,
     ranges: Vec<Range<u64>>,
     /// Where the file ends by its headers. Segments may share bytes (the kernel's text does), so
     /// their sizes say nothing about it.
@@ -76,6 +85,8 @@ impl ElfCore {
             flags: header.e_flags,
             notes: Vec::new(),
             segments: Vec::new(),
+            pieces: Vec::new(),
+            by_virt: Vec::new(),
             ranges: Vec::new(),
             promised_end: 0,
             headers_missing: promised - count as u64,
@@ -87,11 +98,10 @@ impl ElfCore {
             return Err("an ELF core without any memory in it".to_owned());
         }
         core.segments.sort_by_key(|segment| (segment.phys.start, u64::MAX - segment.phys.end));
-        let mut reach = 0;
-        for segment in &mut core.segments {
-            reach = segment.reach.max(reach);
-            segment.reach = reach;
-        }
+        core.pieces = pieces(&core.segments);
+        let mapped = core.segments.iter().enumerate().filter(|(_, segment)| segment.virt != 0);
+        core.by_virt = mapped.map(|(index, _)| index as u32).collect();
+        core.by_virt.sort_by_key(|&index| core.segments[index as usize].virt);
         core.ranges = merge(core.segments.iter().map(|segment| segment.phys.clone()));
         Ok(core)
     }
@@ -115,7 +125,7 @@ impl ElfCore {
                 if end > header.p_paddr {
                     let phys = header.p_paddr..end;
                     let (virt, file) = (header.p_vaddr, start as usize);
-                    self.segments.push(Segment { phys, virt, file, stored, reach: end });
+                    self.segments.push(Segment { phys, virt, file, stored });
                 }
             }
             _ => {}
@@ -150,9 +160,11 @@ impl ElfCore {
         max: usize,
     ) -> Result<&'a [u8], ReadError> {
         let missing = ReadError::NotInDump(at);
-        let segment = self.segment_of(at).ok_or(missing)?;
+        let index = self.pieces.partition_point(|piece| piece.phys.end <= at.0);
+        let piece = self.pieces.get(index).filter(|it| it.phys.contains(&at.0)).ok_or(missing)?;
+        let segment = self.segments.get(piece.segment as usize).ok_or(missing)?;
         let skip = at.0 - segment.phys.start;
-        let left = usize::try_from(segment.phys.end - at.0).unwrap_or(usize::MAX).min(max);
+        let left = usize::try_from(piece.phys.end - at.0).unwrap_or(usize::MAX).min(max);
         if skip >= segment.stored {
             return Ok(&ZEROS[..left.min(ZEROS.len())]);
         }
@@ -164,11 +176,13 @@ impl ElfCore {
     /// The physical address of a virtual one by the program headers alone.
     #[must_use]
     pub fn linear(&self, at: VirtAddr) -> Option<PhysAddr> {
-        self.segments.iter().find_map(|segment| {
-            let skip = at.0.checked_sub(segment.virt)?;
-            let inside = segment.virt != 0 && skip < segment.phys.end - segment.phys.start;
-            inside.then(|| PhysAddr(segment.phys.start + skip))
-        })
+        let segment = |&index: &u32| self.segments.get(index as usize);
+        let begins_before = |index: &u32| segment(index).is_some_and(|it| it.virt <= at.0);
+        let after = self.by_virt.partition_point(begins_before);
+        let segment = segment(self.by_virt.get(after.checked_sub(1)?)?)?;
+        let skip = at.0.checked_sub(segment.virt)?;
+        let inside = skip < segment.phys.end - segment.phys.start;
+        inside.then(|| PhysAddr(segment.phys.start + skip))
     }
 
     /// Says what is missing from the core, when something is. `length` is that of the core.
@@ -187,14 +201,37 @@ impl ElfCore {
         }
         (!reasons.is_empty()).then(|| reasons.join(", "))
     }
+}
 
-    /// The segment with `at` in it. Segments may overlap (the kernel's text is there twice); the
-    /// last one that begins at or before `at` and reaches it wins.
-    fn segment_of(&self, at: PhysAddr) -> Option<&Segment> {
-        let after = self.segments.partition_point(|segment| segment.phys.start <= at.0);
-        let before = self.segments[..after].iter().rev();
-        before.take_while(|segment| segment.reach > at.0).find(|it| it.phys.contains(&at.0))
+/// Cuts overlapping segments into pieces: of those that hold an address, the last one that begins at or
+/// before it has it. `segments` are sorted by their start, and of those with one start the longest
+/// comes first. What lies together in memory and in one segment is one piece.
+fn pieces(segments: &[Segment]) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::with_capacity(segments.len());
+    // Segments that begin before the current place and may reach beyond it, innermost last.
+    let mut open: Vec<u32> = Vec::new();
+    let mut at = 0;
+    let mut push = |segment: u32, range: Range<u64>| {
+        if !range.is_empty() {
+            pieces.push(Piece { phys: range, segment });
+        }
+    };
+    let starts = segments.iter().map(|segment| segment.phys.start).chain([u64::MAX]);
+    for (index, start) in starts.enumerate() {
+        // What is open has everything up to here.
+        while let Some(&last) = open.last() {
+            let end = segments[last as usize].phys.end;
+            push(last, at..end.min(start));
+            at = at.max(end.min(start));
+            if end > start {
+                break;
+            }
+            open.pop();
+        }
+        at = start;
+        open.push(index as u32);
     }
+    pieces
 }
 
 fn parse_header(bytes: &[u8]) -> Result<Header, String> {
@@ -307,6 +344,24 @@ mod tests {
     }
 
     #[test]
+    fn tens_of_thousands_of_segments_are_found_each() {
+        // Every second page, the last first, and a header over all of them that stores nothing of it.
+        const COUNT: u64 = 40_000;
+        let mut parts = vec![Part { memory_size: COUNT << 13, ..Part::load(0, &[]) }];
+        parts.extend((0..COUNT).rev().map(|it| Part::load(it << 13, &(it as u32).to_le_bytes())));
+        let core = elf_core(1, true, &parts);
+        let index = ElfCore::parse(&core).unwrap();
+        assert_eq!(index.ranges().len(), 1);
+        for page in 0..COUNT {
+            let bytes = index.run(&core, PhysAddr(page << 13), 100).unwrap();
+            assert_eq!(bytes, (page as u32).to_le_bytes());
+            assert_eq!(index.run(&core, PhysAddr((page << 13) + 4), 1), Ok(&[0][..]));
+            let virt = VirtAddr((page << 13) + 1);
+            assert_eq!(index.linear(virt), Some(PhysAddr(virt.0)).filter(|_| page != 0));
+        }
+    }
+
+    #[test]
     fn the_segment_that_reaches_an_address_is_found_behind_shorter_ones() {
         let parts =
             [Part::load(0, &[1; 4096]), Part::load(0x100, &[2; 16]), Part::load(0x200, &[3; 16])];
@@ -314,6 +369,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn overlapping_segments_read_as_the_last_that_begins_before_an_address(
+            parts in prop::collection::vec((0u64..64, 1usize..64), 1..8)
+        ) {
+            let mut parts: Vec<Part> = parts.iter().enumerate()
+                .map(|(index, &(at, size))| Part::load(at, &vec![index as u8 + 1; size])).collect();
+            let core = elf_core(0, false, &parts);
+            let index = ElfCore::parse(&core).unwrap();
+            parts.sort_by_key(|part| (part.phys, u64::MAX - part.memory_size));
+            for at in 0..130 {
+                let holds = |part: &&Part| part.phys <= at && at < part.phys + part.memory_size;
+                let expected = parts.iter().rev().find(holds).map(|part| part.bytes[0]);
+                let found = index.run(&core, PhysAddr(at), 1).ok().map(|run| run[0]);
+                prop_assert_eq!(found, expected, "at {}", at);
+            }
+        }
+
         #[test]
         fn damaged_cores_never_panic(at in 0usize..400, value: u8, cut in 0usize..9000, phys: u64) {
             let mut core = elf_core(0, true, &two_pages());

@@ -8,8 +8,8 @@
 
 use crate::kernel::Kernel;
 use crate::linux::Linux;
-use crate::linux::stacks::Stack;
-use crate::{ReadError, VirtAddr, bytes};
+use crate::linux::stacks::{Stack, Stacks};
+use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::prologue::{self, Record};
 use super::{
@@ -259,7 +259,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
             Some(kind) if ends => memory.u64(at.offset(kind)).map_err(lost)?,
             _ if ends => kind::FINAL,
             // Before 6.13 the record in struct pt_regs is an ordinary one: the interrupted x29 and pc.
-            None if self.is_exception(at, record, lr) => kind::PT_REGS,
+            None if self.is_exception(at, record, lr).map_err(lost)? => kind::PT_REGS,
             _ => {
                 let (pc, kind) = (self.unsigned(lr), FrameKind::ReturnAddress);
                 let used = at.offset(15);
@@ -269,7 +269,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         };
         let base = at.back(self.layout.record);
         match kind {
-            kind::FINAL => Ok(Step::End(self.end(base))),
+            kind::FINAL => self.end(base).map(Step::End).map_err(lost),
             kind::PT_REGS => {
                 let registers = self.registers_at(base).map_err(lost)?;
                 Ok(from_exception(registers, base, at.offset(15)))
@@ -279,20 +279,25 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
     }
 
     /// What is at the end of a stack: the registers with which the kernel was entered, if it was.
-    fn end(&self, base: VirtAddr) -> End {
+    fn end(&self, base: VirtAddr) -> Result<End, ReadError> {
         match self.registers_at(base) {
-            Ok(registers) if registers.user() => End::UserMode(registers.exception_frame(base)),
-            _ => End::KernelThread,
+            Ok(registers) if registers.user() => Ok(End::UserMode(registers.exception_frame(base))),
+            Err(error) if error.is_lost() => Err(error),
+            _ => Ok(End::KernelThread),
         }
     }
 
     /// Whether the record at `at` is part of a struct pt_regs: then its two words are there twice,
-    /// and the CPU was not in user mode.
-    fn is_exception(&self, at: VirtAddr, record: VirtAddr, lr: u64) -> bool {
-        self.registers_at(at.back(self.layout.record)).is_ok_and(|registers| {
-            let same = registers.words[reg::FP] == record.0 && registers.words[reg::PC] == lr;
-            same && registers.words[reg::PSTATE] & LEVEL != 0
-        })
+    /// and the CPU was not in user mode. An error when the dump lacks what would tell.
+    fn is_exception(&self, at: VirtAddr, record: VirtAddr, lr: u64) -> Result<bool, ReadError> {
+        match self.registers_at(at.back(self.layout.record)) {
+            Ok(registers) => {
+                let same = registers.words[reg::FP] == record.0 && registers.words[reg::PC] == lr;
+                Ok(same && registers.words[reg::PSTATE] & LEVEL != 0)
+            }
+            Err(error) if error.is_lost() => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     fn registers_at(&self, base: VirtAddr) -> Result<Arm64Registers, ReadError> {
@@ -375,24 +380,32 @@ impl Arm64Unwinder<'_, '_> {
     }
 
     /// The stack on which the firmware's runtime services are called; there is one (6.3 on).
-    fn firmware_stack(&self) -> Option<Stack> {
-        let pointer = self.kernel().symbol("efi_rt_stack_top").ok()??;
-        let end = self.kernel().memory().pointer(pointer).ok().filter(|end| !end.is_null())?;
+    fn firmware_stack(&self) -> Result<Option<Stack>, Error> {
+        let Some(pointer) = self.kernel().symbol("efi_rt_stack_top")? else { return Ok(None) };
+        let end = self.kernel().memory().pointer(pointer).reading("the EFI stack's address")?;
         let start = end.back(self.linux.thread_size());
-        Some(Stack { name: "EFI".to_owned(), start, end })
+        Ok(Some(Stack { name: "EFI".to_owned(), start, end }).filter(|_| !end.is_null()))
     }
 
     /// A stack whose lowest address is in a per-CPU pointer.
-    fn pointed(&self, symbol: &str, cpu: u32, name: &str) -> Option<Stack> {
-        let at = self.per_cpu(symbol, cpu)?;
-        let start = self.kernel().memory().pointer(at).ok().filter(|start| !start.is_null())?;
+    fn pointed(&self, symbol: &str, cpu: u32, name: &str) -> Result<Option<Stack>, Error> {
+        let Some(at) = self.per_cpu(symbol, cpu)? else { return Ok(None) };
+        let start = self.kernel().memory().pointer(at).reading("a stack's address")?;
         let end = start.offset(self.linux.thread_size());
-        Some(Stack { name: name.to_owned(), start, end })
+        Ok(Some(Stack { name: name.to_owned(), start, end }).filter(|_| !start.is_null()))
     }
 
-    fn per_cpu(&self, symbol: &str, cpu: u32) -> Option<VirtAddr> {
-        let symbol = self.kernel().symbol(symbol).ok()??;
-        self.linux.percpu().ok()?.address(symbol, cpu)
+    /// The stack for a stack that overflowed, in the per-CPU area itself.
+    fn overflow_stack(&self, cpu: u32) -> Result<Option<Stack>, Error> {
+        const SIZE: u64 = 4096;
+        let stack =
+            |start: VirtAddr| Stack { name: "overflow".to_owned(), start, end: start.offset(SIZE) };
+        Ok(self.per_cpu("overflow_stack", cpu)?.map(stack))
+    }
+
+    fn per_cpu(&self, symbol: &str, cpu: u32) -> Result<Option<VirtAddr>, Error> {
+        let Some(symbol) = self.kernel().symbol(symbol)? else { return Ok(None) };
+        Ok(self.linux.percpu()?.address(symbol, cpu))
     }
 }
 
@@ -405,22 +418,19 @@ struct Function {
 impl Unwinder for Arm64Unwinder<'_, '_> {
     /// arch/arm64/include/asm/stacktrace.h, 6.12: IRQ, SDEI and EFI stacks are as large as a task's, the
     /// overflow stack has 4 KiB in the per-CPU area itself.
-    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
-        const OVERFLOW_STACK_SIZE: u64 = 4096;
-        let overflow = self.per_cpu("overflow_stack", cpu).map(|start| {
-            let end = start.offset(OVERFLOW_STACK_SIZE);
-            Stack { name: "overflow".to_owned(), start, end }
-        });
-        let pointed = [
-            ("irq_stack_ptr", "IRQ"),
-            ("sdei_stack_normal_ptr", "SDEI normal"),
-            ("sdei_stack_critical_ptr", "SDEI critical"),
+    fn cpu_stacks(&self, cpu: u32) -> Stacks {
+        let found = [
+            self.pointed("irq_stack_ptr", cpu, "IRQ"),
+            self.pointed("sdei_stack_normal_ptr", cpu, "SDEI normal"),
+            self.pointed("sdei_stack_critical_ptr", cpu, "SDEI critical"),
+            self.overflow_stack(cpu),
+            self.firmware_stack(),
         ];
-        let pointed = pointed.into_iter().filter_map(|(it, name)| self.pointed(it, cpu, name));
-        pointed.chain(overflow).chain(self.firmware_stack()).collect()
+        let all = found.iter().all(Result::is_ok) && self.kernel().is_whole();
+        Stacks { list: found.into_iter().flatten().flatten().collect(), all }
     }
 
-    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
+    fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace {
         let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
         let first = match start {
             Start::Registers(raw) => {
@@ -443,7 +453,7 @@ impl Unwinder for Arm64Unwinder<'_, '_> {
 }
 
 impl Arm64Unwinder<'_, '_> {
-    fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
+    fn follow(&self, first: State, stacks: &Stacks) -> Trace {
         let mut frames = Vec::new();
         let mut state = first;
         let mut exception = None;

@@ -13,7 +13,7 @@ mod x86_64;
 use crate::VirtAddr;
 use crate::kernel::machine::Machine;
 use crate::linux::Linux;
-use crate::linux::stacks::Stack;
+use crate::linux::stacks::Stacks;
 
 pub use aarch64::{Arm64Registers, Arm64Unwinder};
 pub use x86_64::{X86Registers, X86Unwinder};
@@ -134,11 +134,10 @@ pub enum Start<'a> {
 /// left before, and there are at most [`MAX_FRAMES`].
 pub trait Unwinder {
     /// The stacks of a CPU, besides those of tasks. Those that cannot be found are left out.
-    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack>;
+    fn cpu_stacks(&self, cpu: u32) -> Stacks;
 
-    /// Follows a stack from `start`. `stacks` are those that it may run on; an empty list allows
-    /// any address.
-    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace;
+    /// Follows a stack from `start`. `stacks` are those that it may run on.
+    fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace;
 }
 
 /// The unwinder for the kernel's architecture.
@@ -152,27 +151,44 @@ pub fn for_kernel<'k>(linux: &'k Linux<'k, '_>) -> Box<dyn Unwinder + 'k> {
 
 /// Sees to it that an unwind climbs.
 struct Climb<'s> {
-    stacks: &'s [Stack],
-    /// The stacks that it was on, in turn.
-    visited: Vec<Option<usize>>,
+    stacks: &'s Stacks,
+    /// The places that it was on, in turn.
+    visited: Vec<Place>,
+}
+
+/// A stretch of memory that an unwind climbs in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A stack, by its number in the list.
+    Stack(usize),
+    /// Memory that is on no stack of the list: a block of it, by its number.
+    Block(u64),
 }
 
 impl<'s> Climb<'s> {
-    fn new(stacks: &'s [Stack]) -> Climb<'s> {
+    /// No stack is smaller (THREAD_SIZE of both architectures with pages of 4 KiB) but those of single
+    /// exceptions; one that is larger, or lies across blocks, is climbed from one block to the next.
+    const BLOCK: u64 = 16 << 10;
+
+    fn new(stacks: &'s Stacks) -> Climb<'s> {
         Climb { stacks, visited: Vec::new() }
+    }
+
+    fn place(&self, at: VirtAddr) -> Place {
+        let listed = self.stacks.list.iter().position(|stack| stack.holds(at));
+        listed.map_or(Place::Block(at.0 / Climb::BLOCK), Place::Stack)
     }
 
     /// What speaks against a step from the address `here` to `there`.
     fn objection(&mut self, here: VirtAddr, there: VirtAddr) -> Option<String> {
-        let position = |at| self.stacks.iter().position(|stack| stack.holds(at));
-        let (from, to) = (position(here), position(there));
+        let (from, to) = (self.place(here), self.place(there));
         if self.visited.last() != Some(&from) {
             self.visited.push(from);
         }
         if from == to && there <= here {
             return Some(format!("the next frame ({there:#x}) would not be further up"));
         }
-        if !self.stacks.is_empty() && to.is_none() {
+        if self.stacks.all && matches!(to, Place::Block(_)) {
             return Some(format!("the next frame ({there:#x}) is on no stack of this CPU"));
         }
         if from != to && self.visited.contains(&to) {

@@ -3,11 +3,10 @@
 //! arch/x86/include/asm/orc_types.h and unwind_orc.c, 5.10 to 7.1. A table of instruction
 //! addresses, each stored relative to its own place, and a parallel table of 6-byte entries.
 
-use std::borrow::Cow;
-
 use crate::VirtAddr;
 use crate::bytes;
 use crate::kernel::btf::Btf;
+use crate::kernel::sparse::Sparse;
 
 /// Size of an entry.
 pub const ENTRY: usize = 6;
@@ -91,30 +90,48 @@ pub const BAD_CALL: Entry =
     Entry { sp: Base::Sp, sp_offset: 8, bp: Base::Undefined, bp_offset: 0, kind: Kind::Call };
 
 impl Version {
-    /// Tells the version: the members of struct orc_entry say which flags there are, and the
-    /// entries themselves how registers are numbered, for nearly all frames start from the stack
-    /// pointer.
+    /// Tells the version: the members of struct orc_entry say which flags there are; where the types
+    /// are lost, the entries do.
     #[must_use]
-    pub fn detect(types: Option<&Btf<'_>>, entries: &[u8]) -> Version {
+    pub fn detect(types: Option<&Btf<'_>>, entries: &Sparse<'_>) -> Option<Version> {
+        let types = types.filter(|types| types.is_whole());
         let has = |name| types.is_some_and(|it| it.member("orc_entry", name).is_some());
-        match (types.is_none(), has("end"), has("signal")) {
-            (false, true, false) => Version::V1,
-            (false, true, true) => Version::V2,
-            _ => Version::by_numbering(entries),
+        match (has("end"), has("signal")) {
+            (true, false) => Some(Version::V1),
+            (true, true) => Some(Version::V2),
+            _ => Version::by_entries(entries).or(types.map(|_| Version::V3)),
         }
     }
 
-    fn by_numbering(entries: &[u8]) -> Version {
-        const SAMPLE: usize = 4096;
-        const SP_V3: u16 = 5;
-        const SP_V4: u16 = 3;
-        let flags = entries.chunks_exact(ENTRY).take(SAMPLE).filter_map(|it| bytes::u16_at(it, 4));
-        let (mut v3, mut v4) = (0, 0);
-        for register in flags.map(|flags| flags & 0xf) {
-            v3 += usize::from(register == SP_V3);
-            v4 += usize::from(register == SP_V4);
+    /// Tells the version by the entries themselves: nearly all frames start from the stack pointer and
+    /// are ordinary calls, and the end of a stack is a flag of its own in the first two. `None` when
+    /// there are too few entries to tell.
+    fn by_entries(entries: &Sparse<'_>) -> Option<Version> {
+        const SAMPLE: usize = 1 << 16;
+        const LEAST: usize = 8;
+        let raw = (0..(entries.len() / ENTRY).min(SAMPLE))
+            .filter_map(|index| entries.get(index * ENTRY..(index + 1) * ENTRY));
+        let flags = raw.filter_map(|raw| bytes::u16_at(raw, 4));
+        // What each version's ordinary call looks like, its types and register numbers.
+        let (mut v1, mut v3, mut v4, mut ends_of_v2, mut ends_of_v1) = (0, 0, 0, 0, 0);
+        for flags in flags {
+            match (flags & 0xf, flags >> 8 & 7) {
+                (5, 0 | 4) => v1 += 1,
+                (5, 2) => v3 += 1,
+                (3, 2) => v4 += 1,
+                (0, _) if flags >> 11 & 1 == 1 => ends_of_v2 += 1,
+                (0, 4) => ends_of_v1 += 1,
+                _ => {}
+            }
         }
-        if v4 > v3 { Version::V4 } else { Version::V3 }
+        let most = v1.max(v3).max(v4);
+        match most {
+            _ if most < LEAST => None,
+            _ if most == v4 => Some(Version::V4),
+            _ if most == v3 => Some(Version::V3),
+            _ if ends_of_v2 > ends_of_v1 => Some(Version::V2),
+            _ => Some(Version::V1),
+        }
     }
 
     fn base(self, number: u16) -> Option<Base> {
@@ -182,33 +199,40 @@ pub struct Table<'a> {
     /// Where the instruction addresses lie; they are relative to this.
     pub place: VirtAddr,
     /// The instruction addresses, in ascending order.
-    pub ips: Cow<'a, [u8]>,
+    pub ips: Sparse<'a>,
     /// The entries.
-    pub entries: Cow<'a, [u8]>,
+    pub entries: Sparse<'a>,
     /// What the entries mean.
     pub version: Version,
+}
+
+/// What a table has for an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Its entry.
+    Entry(Entry),
+    /// No entry, or one that means nothing.
+    Nothing,
+    /// The part that would have it is not in the dump.
+    Lost,
 }
 
 impl Table<'_> {
     /// The entry for the instruction at `pc`: the last one that begins at or before it.
     #[must_use]
-    pub fn find(&self, pc: VirtAddr) -> Option<Entry> {
+    pub fn find(&self, pc: VirtAddr) -> Found {
         let count = (self.ips.len() / IP).min(self.entries.len() / ENTRY);
-        let (mut low, mut high) = (0, count);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.ip(middle)? <= pc {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+        let below = |index: usize| self.ip(index).map(|ip| ip <= pc);
+        let Some(after) = self.ips.partition(count, IP, below) else { return Found::Lost };
+        let Some(index) = after.checked_sub(1) else { return Found::Nothing };
+        match self.entries.get(index * ENTRY..(index + 1) * ENTRY) {
+            Some(raw) => self.version.decode(raw).map_or(Found::Nothing, Found::Entry),
+            None => Found::Lost,
         }
-        let at = low.checked_sub(1)? * ENTRY;
-        self.version.decode(self.entries.get(at..at + ENTRY)?)
     }
 
     fn ip(&self, index: usize) -> Option<VirtAddr> {
-        let relative = bytes::i32_at(&self.ips, index * IP)?;
+        let relative = bytes::i32_at(self.ips.get(index * IP..(index + 1) * IP)?, 0)?;
         Some(self.place.offset((index * IP) as u64).offset(i64::from(relative) as u64))
     }
 }
@@ -266,11 +290,17 @@ mod tests {
     }
 
     #[test]
-    fn numbering_is_told_by_what_most_entries_start_from() {
-        let v3: Vec<u8> = (0..100).flat_map(|_| raw(8, 0, 0x205)).collect();
-        let v4: Vec<u8> = (0..100).flat_map(|_| raw(8, 0, 0x203)).collect();
-        assert_eq!(Version::detect(None, &v3), Version::V3);
-        assert_eq!(Version::detect(None, &v4), Version::V4);
+    fn version_is_told_by_what_most_entries_look_like() {
+        let detect = |calls: u16, end: u16| {
+            let calls = (0..100).flat_map(|_| raw(8, 0, calls));
+            let entries: Vec<u8> = calls.chain(raw(0, 0, end)).collect();
+            Version::detect(None, &Sparse::whole(entries))
+        };
+        assert_eq!(detect(0x015, 1 << 10), Some(Version::V1));
+        assert_eq!(detect(0x015, 1 << 11), Some(Version::V2));
+        assert_eq!(detect(0x205, 0x100), Some(Version::V3));
+        assert_eq!(detect(0x203, 0x100), Some(Version::V4));
+        assert_eq!(Version::detect(None, &Sparse::whole(raw(8, 0, 0x205))), None);
     }
 
     fn table(ips: &[u64], place: u64) -> Table<'static> {
@@ -280,8 +310,8 @@ mod tests {
         let entry = |index: usize| raw(8 + index as i16 * 8, 0, 0x005);
         Table {
             place: VirtAddr(place),
-            ips: ips.iter().enumerate().flat_map(relative).collect::<Vec<u8>>().into(),
-            entries: (0..ips.len()).flat_map(entry).collect::<Vec<u8>>().into(),
+            ips: Sparse::whole(ips.iter().enumerate().flat_map(relative).collect::<Vec<u8>>()),
+            entries: Sparse::whole((0..ips.len()).flat_map(entry).collect::<Vec<u8>>()),
             version: Version::V1,
         }
     }
@@ -289,7 +319,10 @@ mod tests {
     #[test]
     fn last_entry_that_begins_before_an_instruction_rules_it() {
         let table = table(&[0x8100_0000, 0x8100_0004, 0x8100_0010], 0x82c5_d44c);
-        let offset = |pc| table.find(VirtAddr(pc)).map(|entry| entry.sp_offset);
+        let offset = |pc| match table.find(VirtAddr(pc)) {
+            Found::Entry(entry) => Some(entry.sp_offset),
+            _ => None,
+        };
         assert_eq!(offset(0x8100_0003), Some(8));
         assert_eq!(offset(0x8100_0004), Some(16));
         assert_eq!(offset(0x8fff_ffff), Some(24));
@@ -300,7 +333,7 @@ mod tests {
         #[test]
         fn garbage_tables_never_panic(ips: Vec<u8>, entries: Vec<u8>, pc: u64) {
             for version in [Version::V1, Version::V2, Version::V3, Version::V4] {
-                let (ips, entries) = (ips.clone().into(), entries.clone().into());
+                let (ips, entries) = (Sparse::whole(ips.clone()), Sparse::whole(entries.clone()));
                 let _ = Table { place: VirtAddr(pc), ips, entries, version }.find(VirtAddr(pc));
             }
         }

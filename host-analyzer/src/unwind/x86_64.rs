@@ -5,14 +5,13 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use crate::kernel::Kernel;
 use crate::linux::Linux;
-use crate::linux::stacks::Stack;
-use crate::{Error, ReadError, VirtAddr, bytes};
+use crate::linux::stacks::{Stack, Stacks};
+use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
-use super::orc::{self, Base, Entry, Kind, Table, Version};
+use super::orc::{self, Base, Entry, Found, Kind, Table, Version};
 use super::{
     CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace,
     Unwinder,
@@ -134,8 +133,18 @@ impl X86Registers {
 /// Unwinds by the ORC tables of the kernel and its modules.
 pub struct X86Unwinder<'k, 'd> {
     linux: &'k Linux<'k, 'd>,
-    image: OnceCell<Option<Rc<Table<'d>>>>,
-    modules: RefCell<HashMap<VirtAddr, Option<Rc<Table<'d>>>>>,
+    image: OnceCell<Tables<'d>>,
+    modules: RefCell<HashMap<VirtAddr, Tables<'d>>>,
+}
+
+/// The unwind tables of the kernel's image or of a module.
+enum Tables<'d> {
+    /// They are here.
+    Table(Table<'d>),
+    /// There are none.
+    None,
+    /// There may be some, but not in the dump.
+    Lost,
 }
 
 /// Where the unwinder stands.
@@ -166,54 +175,78 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         self.linux.kernel()
     }
 
-    /// The rule for a frame, and how far it can be trusted.
-    fn rule(&self, state: &State, lookup: VirtAddr) -> (Entry, CallerBy) {
+    /// The rule for a frame, and how far it can be trusted; an error when it may be in what the dump
+    /// lacks.
+    fn rule(&self, state: &State, lookup: VirtAddr) -> Result<(Entry, CallerBy), String> {
         if state.pc.is_null() {
-            return (orc::BAD_CALL, CallerBy::Tables);
+            return Ok((orc::BAD_CALL, CallerBy::Tables));
         }
-        if self.kernel().image_symbol(lookup).is_some() {
-            let table = self.image.get_or_init(|| self.image_table().map(Rc::new));
-            if let Some(entry) = table.as_ref().and_then(|table| table.find(lookup)) {
-                return (entry, CallerBy::Tables);
+        let lost = || format!("the unwind tables for {lookup:#x} are not in the dump");
+        let found = match self.kernel().in_image(lookup) {
+            true => match self.image.get_or_init(|| self.image_table()) {
+                Tables::Table(table) => table.find(lookup),
+                Tables::None => Found::Nothing,
+                Tables::Lost => Found::Lost,
+            },
+            false => self.module_rule(lookup),
+        };
+        match found {
+            Found::Entry(entry) => Ok((entry, CallerBy::Tables)),
+            Found::Lost => Err(lost()),
+            Found::Nothing if state.kind == FrameKind::Registers => {
+                let known = self.linux.place(lookup).is_some();
+                let rule = if known { orc::FRAME_POINTER } else { orc::BAD_CALL };
+                Ok((rule, CallerBy::FramePointer))
             }
-        } else if let Some(entry) = self.module_rule(lookup) {
-            return (entry, CallerBy::Tables);
-        } else if state.kind == FrameKind::Registers && self.linux.place(lookup).is_none() {
-            return (orc::BAD_CALL, CallerBy::FramePointer);
+            Found::Nothing => Ok((orc::FRAME_POINTER, CallerBy::FramePointer)),
         }
-        (orc::FRAME_POINTER, CallerBy::FramePointer)
     }
 
-    fn image_table(&self) -> Option<Table<'d>> {
+    fn image_table(&self) -> Tables<'d> {
         let kernel = self.kernel();
         let section = |start: &str, stop: &str| {
             let start = kernel.symbol(start).ok()??;
             let stop = kernel.symbol(stop).ok()??;
             let length = usize::try_from(stop.0.checked_sub(start.0)?).ok()?;
-            Some((start, kernel.memory().bytes(start, length).ok()?))
+            Some((start, kernel.memory().sparse(start, length).ok()?))
         };
-        let (place, ips) = section("__start_orc_unwind_ip", "__stop_orc_unwind_ip")?;
-        let (_, entries) = section("__start_orc_unwind", "__stop_orc_unwind")?;
-        let version = Version::detect(kernel.types().ok(), &entries);
-        Some(Table { place, ips, entries, version })
+        let ips = section("__start_orc_unwind_ip", "__stop_orc_unwind_ip");
+        let entries = section("__start_orc_unwind", "__stop_orc_unwind");
+        let (Some((place, ips)), Some((_, entries))) = (ips, entries) else {
+            // A kernel without such tables has no such symbols, and keeps frame pointers.
+            let whole = kernel.symbols().is_ok_and(|symbols| symbols.is_whole());
+            return if whole { Tables::None } else { Tables::Lost };
+        };
+        match Version::detect(kernel.types().ok(), &entries) {
+            Some(version) => Tables::Table(Table { place, ips, entries, version }),
+            None => Tables::Lost,
+        }
     }
 
-    fn module_rule(&self, lookup: VirtAddr) -> Option<Entry> {
-        let module = self.linux.modules().covering(lookup)?;
+    fn module_rule(&self, lookup: VirtAddr) -> Found {
+        let modules = self.linux.modules();
+        let Some(module) = modules.covering(lookup) else {
+            // It may be in one that could not be read.
+            return if modules.problems.is_empty() { Found::Nothing } else { Found::Lost };
+        };
         let mut tables = self.modules.borrow_mut();
         let table = tables.entry(module.address).or_insert_with(|| {
-            let orc = module.orc?;
+            let Some(orc) = module.orc else { return Tables::None };
             let memory = self.kernel().memory();
             let count = orc.count as usize;
-            let version = self.image.get_or_init(|| self.image_table().map(Rc::new));
-            Some(Rc::new(Table {
-                place: orc.ips,
-                ips: memory.bytes(orc.ips, count * 4).ok()?,
-                entries: memory.bytes(orc.entries, count * orc::ENTRY).ok()?,
-                version: version.as_ref()?.version,
-            }))
+            let Tables::Table(image) = self.image.get_or_init(|| self.image_table()) else {
+                return Tables::Lost;
+            };
+            let ips = memory.sparse(orc.ips, count * 4);
+            let entries = memory.sparse(orc.entries, count * orc::ENTRY);
+            let (Ok(ips), Ok(entries)) = (ips, entries) else { return Tables::Lost };
+            Tables::Table(Table { place: orc.ips, ips, entries, version: image.version })
         });
-        table.as_ref()?.find(lookup)
+        match table {
+            Tables::Table(table) => table.find(lookup),
+            Tables::None => Found::Nothing,
+            Tables::Lost => Found::Lost,
+        }
     }
 
     /// What a task saved when it stopped running: its thread.sp points to a struct
@@ -237,13 +270,14 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
     }
 
     fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
-        let (rule, caller) = self.rule(state, frame.lookup_pc());
+        let (rule, caller) = self.rule(state, frame.lookup_pc())?;
         frame.caller = caller;
         match rule.kind {
             Kind::EndOfStack => return Ok(Step::End(End::KernelThread)),
             Kind::Undefined => {
+                let step = self.call_site(state, frame.lookup_pc())?;
                 frame.caller = CallerBy::CallSite;
-                return self.call_site(state, frame.lookup_pc());
+                return Ok(step);
             }
             _ => {}
         }
@@ -284,22 +318,48 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         let function = lookup.back(place.offset);
         let stack = memory.bytes_up_to(state.sp, REACH);
         let words = stack.chunks_exact(8).filter_map(|word| bytes::u64_at(word, 0));
-        let calls = |&(_, word): &(usize, u64)| self.follows_call_of(VirtAddr(word), function);
-        let (index, word) = words.enumerate().find(calls).ok_or_else(nothing)?;
-        let sp = state.sp.offset(index as u64 * 8 + 8);
-        let (pc, kind) = (VirtAddr(word), FrameKind::ReturnAddress);
-        Ok(Step::To(State { pc, kind, sp, bp: state.bp, registers: None }, None))
+        for (index, word) in words.enumerate() {
+            match self.follows_call_of(VirtAddr(word), function) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let sp = state.sp.offset(index as u64 * 8 + 8);
+                    let (pc, kind) = (VirtAddr(word), FrameKind::ReturnAddress);
+                    return Ok(Step::To(
+                        State { pc, kind, sp, bp: state.bp, registers: None },
+                        None,
+                    ));
+                }
+                Err(error) => {
+                    return Err(format!("whether {word:#x} called it cannot be told: {error}"));
+                }
+            }
+        }
+        let end = state.sp.offset(stack.len() as u64);
+        match memory.u64(end) {
+            Err(error) if stack.len() < REACH && error.is_lost() => Err(format!(
+                "{}, and the stack that would tell who called it is lost: {error}",
+                nothing()
+            )),
+            _ => Err(nothing()),
+        }
     }
 
     /// Whether the instruction before `at` is `call function` (e8, 32-bit displacement).
-    fn follows_call_of(&self, at: VirtAddr, function: VirtAddr) -> bool {
+    fn follows_call_of(&self, at: VirtAddr, function: VirtAddr) -> Result<bool, ReadError> {
         const CALL: u8 = 0xe8;
-        if at.0 >> 63 == 0 || self.kernel().image_symbol(at.back(1)).is_none() {
-            return false;
+        let kernel = self.kernel();
+        // Text comes first in the image; what lies behind it is not called from.
+        let inside = at.0 >> 63 == 1 && kernel.in_image(at.back(1)) && kernel.may_be_text(at);
+        if !inside {
+            return Ok(false);
         }
-        let Ok(call) = self.kernel().memory().bytes(at.back(5), 5) else { return false };
+        let call = match kernel.memory().bytes(at.back(5), 5) {
+            Err(error) if error.is_lost() => return Err(error),
+            Err(_) => return Ok(false),
+            Ok(call) => call,
+        };
         let target = bytes::i32_at(&call, 1).map(|distance| at.offset(i64::from(distance) as u64));
-        call[0] == CALL && target == Some(function)
+        Ok(call[0] == CALL && target == Some(function))
     }
 
     fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
@@ -354,13 +414,15 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
-    fn cpu_stacks(&self, cpu: u32) -> Vec<Stack> {
-        let mut stacks: Vec<Stack> = self.irq_stack(cpu).ok().flatten().into_iter().collect();
-        stacks.extend(self.exception_stacks(cpu).unwrap_or_default());
-        stacks
+    fn cpu_stacks(&self, cpu: u32) -> Stacks {
+        let (irq, exceptions) = (self.irq_stack(cpu), self.exception_stacks(cpu));
+        let all = irq.is_ok() && exceptions.is_ok() && self.kernel().is_whole();
+        let mut list: Vec<Stack> = irq.ok().flatten().into_iter().collect();
+        list.extend(exceptions.unwrap_or_default());
+        Stacks { list, all }
     }
 
-    fn unwind(&self, start: Start<'_>, stacks: &[Stack]) -> Trace {
+    fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace {
         let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
         let first = match start {
             Start::Registers(raw) => {
@@ -392,8 +454,8 @@ impl X86Unwinder<'_, '_> {
             }
         };
         let Some(at) = self.linux.percpu()?.address(symbol, cpu) else { return Ok(None) };
-        let top = self.kernel().memory().pointer(at).ok().filter(|top| !top.is_null());
-        Ok(top.map(|top| {
+        let top = self.kernel().memory().pointer(at).reading("the IRQ stack's address")?;
+        Ok(Some(top).filter(|top| !top.is_null()).map(|top| {
             // The pointer is the top itself or the last word below it (5.13 on).
             let end = VirtAddr(top.0.saturating_add(8) & !0xfff);
             Stack { name: "IRQ".to_owned(), start: end.back(IRQ_STACK_SIZE), end }
@@ -404,9 +466,11 @@ impl X86Unwinder<'_, '_> {
         let Some(symbol) = self.kernel().symbol("cea_exception_stacks")? else {
             return Ok(Vec::new());
         };
-        let pointer = self.linux.percpu()?.address(symbol, cpu);
-        let base = pointer.and_then(|at| self.kernel().memory().pointer(at).ok());
-        let Some(base) = base.filter(|base| !base.is_null()) else { return Ok(Vec::new()) };
+        let Some(at) = self.linux.percpu()?.address(symbol, cpu) else { return Ok(Vec::new()) };
+        let base = self.kernel().memory().pointer(at).reading("the exception stacks' address")?;
+        if base.is_null() {
+            return Ok(Vec::new());
+        }
         let types = self.kernel().types()?;
         let stack = |name: &str| {
             let field = types.member("cea_exception_stacks", &format!("{name}_stack"))?;
@@ -417,7 +481,7 @@ impl X86Unwinder<'_, '_> {
         Ok(EXCEPTION_STACKS.into_iter().filter_map(stack).collect())
     }
 
-    fn follow(&self, first: State, stacks: &[Stack]) -> Trace {
+    fn follow(&self, first: State, stacks: &Stacks) -> Trace {
         let mut frames = Vec::new();
         let mut state = first;
         let mut exception = None;

@@ -4,6 +4,7 @@
 //! real prologues where that matters, for the unwinder reads them.
 
 use super::*;
+use crate::linux::stacks::Stack;
 
 const BASE: u64 = 0xffff_8000_0801_0000;
 const TABLES: u64 = 0xc000;
@@ -145,13 +146,17 @@ fn registers(pc: u64, lr: u64, sp: u64, fp: u64) -> [u64; 34] {
     words
 }
 
-fn stacks() -> Vec<Stack> {
+fn stacks() -> Stacks {
     let stack = |name: &str, start: u64| Stack {
         name: name.to_owned(),
         start: VirtAddr(start),
         end: VirtAddr(start + 0x1000),
     };
-    vec![stack("task", TASK_STACK), stack("IRQ", IRQ_STACK), stack("overflow", OVERFLOW_STACK)]
+    Stacks::only(vec![
+        stack("task", TASK_STACK),
+        stack("IRQ", IRQ_STACK),
+        stack("overflow", OVERFLOW_STACK),
+    ])
 }
 
 /// A CPU that stopped in `framed`, whose own record is at `fp`.

@@ -4,6 +4,7 @@
 //! never looked at except for calls, and its unwind tables a rule for each.
 
 use super::*;
+use crate::linux::stacks::Stack;
 
 const BASE: u64 = 0xffff_ffff_8100_0000;
 
@@ -104,6 +105,13 @@ impl World {
         self.with_unwinder(|unwinder| unwinder.unwind(Start::Registers(&raw), &stacks()))
     }
 
+    /// The same, when nothing is known of the stacks.
+    fn unwind_anywhere(&self, ip: u64, sp: u64) -> Trace {
+        let raw: Vec<u8> = saved(ip, 0x10, sp).iter().flat_map(|word| word.to_le_bytes()).collect();
+        let start = Start::Registers(&raw);
+        self.with_unwinder(|unwinder| unwinder.unwind(start, &Stacks::default()))
+    }
+
     fn with_unwinder(&self, run: impl FnOnce(&dyn Unwinder) -> Trace) -> Trace {
         let info = format!(
             "SYMBOL(swapper_pg_dir)={:x}\nNUMBER(phys_base)={}\n",
@@ -120,13 +128,13 @@ fn saved(ip: u64, cs: u64, sp: u64) -> [u64; 21] {
     words
 }
 
-fn stacks() -> Vec<Stack> {
+fn stacks() -> Stacks {
     let stack = |name: &str, start: u64| Stack {
         name: name.to_owned(),
         start: VirtAddr(start),
         end: VirtAddr(start + 0x1000),
     };
-    vec![stack("task", STACK), stack("IRQ", IRQ_STACK)]
+    Stacks::only(vec![stack("task", STACK), stack("IRQ", IRQ_STACK)])
 }
 
 #[test]
@@ -141,6 +149,20 @@ fn calls_are_followed_to_user_mode() {
     assert!(user.user);
     assert_eq!((user.registers[0].name, user.registers[0].value), ("RIP", 0x47_b7a0));
     assert_eq!(trace.frames[1].at, VirtAddr(STACK + 0x108));
+}
+
+#[test]
+fn stack_that_is_not_known_is_climbed_and_never_descended() {
+    let mut world = World::new();
+    world.put(STACK + 0x108, MIDDLE + 5);
+    world.put(STACK + 0x120, ENTRY + 5);
+    world.registers(STACK + 0x128, MIDDLE, 0x10, STACK + 0x200);
+    world.put(STACK + 0x210, THREAD + 5);
+    let whole = world.unwind_anywhere(INNER + 2, STACK + 0x100);
+    assert_eq!(pcs(&whole), [INNER + 2, MIDDLE + 5, ENTRY + 5, MIDDLE, THREAD + 5]);
+    world.registers(STACK + 0x128, MIDDLE, 0x10, STACK + 0x80);
+    let torn = world.unwind_anywhere(INNER + 2, STACK + 0x100);
+    assert_eq!(pcs(&torn), [INNER + 2, MIDDLE + 5, ENTRY + 5]);
 }
 
 #[test]
