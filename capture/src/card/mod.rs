@@ -17,7 +17,7 @@ mod kallsyms;
 mod kernel;
 mod log;
 pub(crate) mod memory;
-mod module;
+pub(crate) mod module;
 mod orc;
 pub(crate) mod paging;
 mod report;

@@ -16,6 +16,9 @@ const MAX_ORC: u32 = 1 << 20;
 const SYMBOL: u64 = 24;
 const SYMBOL_SECTION: u64 = 6;
 const SYMBOL_VALUE: u64 = 8;
+/// Size of struct mod_kallsyms, and of what most symbols' names take.
+const MOD_KALLSYMS: u64 = 32;
+const USUAL_NAME: u64 = 24;
 /// Length of module.name (MODULE_NAME_LEN).
 const MODULE_NAME: usize = 56;
 
@@ -66,6 +69,32 @@ impl Module {
             start: memory.u64(inner.checked_add(facts.member(base)?)?)?,
             size: memory.u32(inner.checked_add(facts.member(size)?)?)?.into(),
         })
+    }
+
+    /// What its frames are named and unwound by: the arrays of its symbols and of its unwind tables, each
+    /// with its size in bytes.
+    pub fn tables(
+        &self,
+        memory: &mut KernelMemory<'_>,
+        facts: &Facts,
+    ) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let member = |at: u64, member| at.checked_add(facts.member(member)?);
+        let symbols = member(self.address, Member::ModuleSymbols).and_then(|at| memory.u64(at));
+        let arch = member(self.address, Member::ModuleArch);
+        let mut array = |from: Option<u64>, at, count, most: u32, size: u64| {
+            let start = memory.u64(member(from?, at)?)?;
+            let count = memory.u32(member(from?, count)?)?.min(most);
+            Some((start, u64::from(count) * size))
+        };
+        [
+            symbols.map(|at| (at, MOD_KALLSYMS)),
+            array(symbols, Member::SymbolTable, Member::SymbolCount, MAX_SYMBOLS, SYMBOL),
+            array(symbols, Member::SymbolNames, Member::SymbolCount, MAX_SYMBOLS, USUAL_NAME),
+            array(arch, Member::OrcIps, Member::OrcCount, MAX_ORC, orc::IP),
+            array(arch, Member::OrcEntries, Member::OrcCount, MAX_ORC, orc::ENTRY),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// Its name.

@@ -7,8 +7,8 @@
 use super::memory::KernelMemory;
 
 /// Size of an entry and of an instruction's address.
-const ENTRY: u64 = 6;
-const IP: u64 = 4;
+pub const ENTRY: u64 = 6;
+pub const IP: u64 = 4;
 /// More entries than any kernel has.
 const MAX_ENTRIES: u64 = 1 << 24;
 

@@ -12,15 +12,19 @@ use crate::card::Card;
 use crate::card::cpus::Cpus;
 use crate::card::facts::{Facts, Member};
 use crate::card::memory::KernelMemory;
+use crate::card::module::Module;
 use crate::card::paging::{MAX_LEVELS, Mapping};
 use crate::dump::Source;
 
 use super::places::Places;
 
-/// Bounds: tasks, threads of one, CPUs.
+/// Bounds: tasks, threads of one, CPUs, modules.
 const MAX_TASKS: usize = 1 << 16;
 const MAX_THREADS: usize = 1 << 14;
 const MAX_CPUS: u64 = 4096;
+const MAX_MODULES: usize = 2048;
+/// What is sent of a struct module: all that matters of it is in its first part.
+const MODULE: u64 = 1 << 10;
 
 /// THREAD_SIZE where pages are not larger (arch/x86/include/asm/page_64_types.h,
 /// arch/arm64/include/asm/memory.h, 6.12).
@@ -69,7 +73,10 @@ pub fn walk(
         // The head is no memory.
         Stage::Head => {}
         Stage::Running => walk.running(facts),
-        Stage::Tasks => walk.tasks(),
+        Stage::Tasks => {
+            walk.modules(facts);
+            walk.tasks();
+        }
         Stage::Log => facts.log.iter().flat_map(|log| log.areas()).for_each(|(at, size)| {
             walk.virt(at, size);
         }),
@@ -208,6 +215,40 @@ impl Walk<'_, '_> {
         let skip = if used < size { used } else { 0 };
         self.virt(stack.saturating_add(skip), size - skip);
         Some((stack, size))
+    }
+
+    /// What there is of the modules' structures, and what it takes to name and unwind the frames of those
+    /// that are on a stack of a CPU that ran.
+    fn modules(&mut self, facts: &Facts) {
+        let Some((head, link)) = facts.modules.zip(facts.member(Member::ModuleList)) else {
+            return;
+        };
+        self.list(head, MAX_MODULES, &mut |walk, node| {
+            walk.virt(node.wrapping_sub(link), MODULE);
+        });
+        let architecture = self.source.headers.architecture();
+        let image = self.image_area();
+        let mut cpus = Cpus::default();
+        let mut last: Option<Module> = None;
+        while let Some(cpu) = cpus.next(self.source.headers, self.memory.machine(), self.notes) {
+            let sp = cpu.sp(architecture).unwrap_or(0) & !(WORD - 1);
+            for at in (0..THREAD_SIZE).step_by(WORD as usize) {
+                let Some(word) = sp.checked_add(at).and_then(|at| self.memory.u64(at)) else {
+                    break;
+                };
+                let is_near = word.abs_diff(image.0) < MODULES_REACH;
+                let is_image = word.wrapping_sub(image.0) < image.1;
+                if !is_near || is_image || last.is_some_and(|module| module.has(word)) {
+                    continue;
+                }
+                last = Module::covering(&mut self.memory, facts, word);
+                if let Some(module) = last {
+                    for (at, size) in module.tables(&mut self.memory, facts) {
+                        self.virt(at, size);
+                    }
+                }
+            }
+        }
     }
 
     /// All tasks: the idle ones, then the list that all others are in, each with its threads.

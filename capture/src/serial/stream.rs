@@ -1,5 +1,7 @@
 //! The dump from its first frame to its end.
 
+use core::fmt;
+
 use format::frame::{
     Begin, Encoding, End, Extent, Kind, MAX_BLOCKS, MAX_CONTENT, MAX_RUNS, Plan, Run, Stage,
     VERSION,
@@ -575,6 +577,25 @@ impl Window<'_> {
     }
 }
 
+/// What a stage is called on the console.
+struct Name(Stage);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Stage::Head => "headers and registers",
+            Stage::Running => "stacks of the CPUs",
+            Stage::Tasks => "tasks and their stacks",
+            Stage::Log => "log",
+            Stage::PageTables => "page tables",
+            Stage::PerCpu => "per-CPU variables",
+            Stage::Data => "data",
+            Stage::Text => "text and constants",
+            Stage::Rest => "all other memory",
+        })
+    }
+}
+
 /// Takes what belongs to a stage.
 struct Staged<'s, 'a> {
     stream: &'s mut Stream<'a>,
@@ -599,6 +620,10 @@ impl Taker for Staged<'_, '_> {
 
     fn end_of(&mut self, machine: &mut dyn Machine, stage: Stage) {
         self.stream.send_plan(machine, stage, true);
+        if !self.stream.again && self.stream.result.is_ok() {
+            let sent = self.stream.sender.wire_bytes >> 10;
+            machine.say(format_args!("{} sent, {sent} KiB on the line", Name(stage)));
+        }
     }
 }
 
