@@ -81,7 +81,7 @@ pub enum Error {
     #[error("the kernel has no symbol {0}, so {1}")]
     NoSymbol(String, &'static str),
     /// A symbol that the command cannot do without, and that may exist.
-    #[error("the dump lacks part of the kernel's symbol table, and {0} is not in the rest, so {1}")]
+    #[error("the symbol {0} cannot be found in what the dump has of the kernel, so {1}")]
     LostSymbol(String, &'static str),
     /// No types.
     #[error(

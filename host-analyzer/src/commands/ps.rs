@@ -34,7 +34,8 @@ pub struct Options {
 /// Runs the command. A task that cannot be read costs its row.
 ///
 /// # Errors
-/// [`Error::NoTask`], [`Error::Output`], and whatever makes all tasks unreadable.
+/// [`Error::NoTask`], [`Error::TaskNotFound`], [`Error::NothingToShow`], [`Error::Output`], and whatever
+/// makes all tasks unreadable.
 pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
     text::completeness(kernel.dump(), out)?;
     let linux = Linux::new(kernel);
@@ -45,9 +46,10 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     problems.extend(missing);
     let (found, absent) = chosen(tasks, &options.tasks);
     if found.is_empty() {
-        return Err(match problems.is_empty() {
-            true => Error::NoTask(options.tasks.join(", ")),
-            false => Error::TaskNotFound(options.tasks.join(", "), problems.join("; ")),
+        return Err(match (problems.is_empty(), options.tasks.is_empty()) {
+            (true, _) => Error::NoTask(options.tasks.join(", ")),
+            (false, true) => Error::NothingToShow(problems.join("; ")),
+            (false, false) => Error::TaskNotFound(options.tasks.join(", "), problems.join("; ")),
         });
     }
     let processes = found.into_iter().map(|task| layout.read(kernel, task)).collect();

@@ -66,7 +66,10 @@ impl Hidden {
 
     fn types(&self, kernel: &Kernel<'_>) -> Option<(VirtAddr, VirtAddr)> {
         *self.types.get_or_init(|| {
-            pieces(kernel).iter().filter_map(types_in).max_by_key(|it| it.1.0 - it.0.0)
+            let image = pieces(kernel);
+            let end = image.last().map(|last| last.start.offset(last.bytes.len() as u64))?;
+            let found = image.iter().filter_map(|piece| types_in(piece, end));
+            found.max_by_key(|it| it.1.0 - it.0.0)
         })
     }
 
@@ -110,7 +113,8 @@ fn pieces<'d>(kernel: &Kernel<'d>) -> Vec<Piece<'d>> {
 
 /// Where BTF lies: its magic number, version 1, no flags, a header of 24 bytes, types right behind
 /// it and strings right behind them (include/uapi/linux/btf.h).
-fn types_in(piece: &Piece<'_>) -> Option<(VirtAddr, VirtAddr)> {
+/// They need not lie in one piece, for pages may be missing, but before the end of the image.
+fn types_in(piece: &Piece<'_>, image_end: VirtAddr) -> Option<(VirtAddr, VirtAddr)> {
     const HEADER: u64 = 24;
     const START: [u8; 12] = [0x9f, 0xeb, 1, 0, HEADER as u8, 0, 0, 0, 0, 0, 0, 0];
     /// A kernel's types take megabytes; what is smaller is a program's, or chance.
@@ -119,8 +123,8 @@ fn types_in(piece: &Piece<'_>) -> Option<(VirtAddr, VirtAddr)> {
         let word = |skip| bytes::u32_at(&piece.bytes, at + skip).map(u64::from);
         let (types, strings_at, strings) = (word(12)?, word(16)?, word(20)?);
         let length = HEADER + types + strings;
-        let fits = at as u64 + length <= piece.bytes.len() as u64;
         let start = piece.start.offset(at as u64);
+        let fits = start.0.checked_add(length).is_some_and(|end| end <= image_end.0);
         (types == strings_at && length >= LEAST && fits).then(|| (start, start.offset(length)))
     });
     found.max_by_key(|(start, stop)| stop.0 - start.0)

@@ -19,7 +19,7 @@ pub mod vmlinux;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 
-use crate::source::{Dump, NoteBook};
+use crate::source::{Completeness, Dump, NoteBook};
 use crate::{Error, ReadError, VirtAddr};
 
 use btf::{Btf, Field};
@@ -286,8 +286,7 @@ impl<'d> Kernel<'d> {
     /// # Errors
     /// [`Error::NoSymbol`], [`Error::LostSymbol`], [`Error::NoSymbols`].
     pub fn need_symbol(&self, name: &str, so: &'static str) -> Result<VirtAddr, Error> {
-        let whole = self.symbols()?.is_whole();
-        self.symbol(name)?.ok_or_else(|| match whole {
+        self.symbol(name)?.ok_or_else(|| match self.knows_all_symbols() {
             true => Error::NoSymbol(name.to_owned(), so),
             false => Error::LostSymbol(name.to_owned(), so),
         })
@@ -303,8 +302,16 @@ impl<'d> Kernel<'d> {
     /// Whether all symbols and types are known: then what is not found among them does not exist.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.symbols().is_ok_and(|symbols| symbols.is_whole())
+        self.knows_all_symbols()
             && self.types().map_or_else(|_| self.symbols_say_no_types(), Btf::is_whole)
+    }
+
+    /// Whether a symbol that is not found does not exist. Those of a table that has functions only are
+    /// looked for in all of the image, and may be in what the dump lacks of it.
+    fn knows_all_symbols(&self) -> bool {
+        let searched = || self.dump.completeness() == Completeness::Complete;
+        self.symbols().is_ok_and(|symbols| symbols.is_whole())
+            && (!self.has_functions_only().unwrap_or(true) || searched())
     }
 
     /// Whether there are no types because the kernel was built without.
@@ -373,7 +380,12 @@ impl<'d> Kernel<'d> {
     }
 
     fn types_in_dump(&self) -> Result<Btf<'d>, Error> {
-        let missing = || Error::NoTypes("the kernel has no BTF section".to_owned());
+        let missing = || {
+            Error::NoTypes(match self.knows_all_symbols() {
+                true => "the kernel has no BTF section".to_owned(),
+                false => "BTF cannot be found in what the dump has of the kernel".to_owned(),
+            })
+        };
         let start = self.symbol("__start_BTF")?.ok_or_else(missing)?;
         let stop = self.symbol("__stop_BTF")?.ok_or_else(missing)?;
         let length = usize::try_from(stop.0.wrapping_sub(start.0)).unwrap_or(usize::MAX);
