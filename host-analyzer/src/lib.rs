@@ -9,6 +9,8 @@
 //! - [`commands`]: what the user asks for, one file per command;
 //! - [`render`]: how it looks.
 //!
+//! Beside them, [`receive`] is where a dump comes from over a serial line.
+//!
 //! Every byte of a dump is foreign: nothing here trusts a length, a pointer or a count in it.
 //! Nothing is parsed before a command asks for it.
 //!
@@ -29,6 +31,7 @@ pub mod commands;
 mod error;
 pub mod kernel;
 pub mod linux;
+pub mod receive;
 pub mod render;
 pub mod source;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
-use host_analyzer::commands::{bt, card, log, modules, ps, sys};
+use host_analyzer::commands::{bt, card, log, modules, ps, receive, sys};
 use host_analyzer::kernel::Kernel;
 use host_analyzer::kernel::vmlinux::Vmlinux;
 use host_analyzer::source::Dump;
@@ -32,6 +32,7 @@ enum Command {
     Log(LogArgs),
     Mod(ModArgs),
     Ps(PsArgs),
+    Receive(receive::Options),
     Sys(SysArgs),
 }
 
@@ -89,9 +90,12 @@ struct SysArgs {
     options: sys::Options,
 }
 
+/// Exit status of `receive` when something is missing.
+const MISSING: u8 = 2;
+
 fn main() -> ExitCode {
     match run(&Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever reads our output may have seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -106,7 +110,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
     let mut out = BufWriter::new(std::io::stdout().lock());
     match command {
         Command::Bt(args) => {
@@ -130,12 +135,17 @@ fn run(command: &Command) -> anyhow::Result<()> {
             let files = Files { dump: args.dump.clone(), vmlinux };
             with_kernel(&files, |kernel| ps::run(kernel, &options, &mut out))?;
         }
+        Command::Receive(options) => {
+            if !receive::run(options, &mut out)? {
+                code = ExitCode::from(MISSING);
+            }
+        }
         Command::Sys(args) => {
             with_kernel(&args.files, |kernel| sys::run(kernel, &args.options, &mut out))?;
         }
     }
     out.flush()?;
-    Ok(())
+    Ok(code)
 }
 
 fn with_kernel(

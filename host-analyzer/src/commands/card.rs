@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::source::StoredCard;
+use crate::receive::card_of_log;
+use crate::source::{StoredCard, map};
 
 /// The crash card: why the kernel died, as the payload wrote it before the dump
 ///
-/// It is in the reserved area, and stays readable when the dump itself was never finished.
+/// It is in the reserved area, and stays readable when the dump itself was never finished. Over a serial line it
+/// comes first: a saved log of the line has it, too.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// A reserved area: a disk, a partition, or an image of one
+    /// A reserved area (a disk, a partition, or an image of one), or a log of a serial line
     pub dump: PathBuf,
 }
 
@@ -23,7 +25,9 @@ pub enum CardError {
     #[error(transparent)]
     Open(#[from] crate::Error),
     /// It is no area.
-    #[error("{0} is no reserved area, and only such have a crash card; see `bt`, `log` and `sys`")]
+    #[error(
+        "{0} is no reserved area and no log of a serial line with a crash card in it; see `bt`, `log` and `sys`"
+    )]
     NoArea(PathBuf),
     /// The area has no card.
     #[error("the area {0} holds no crash card")]
@@ -44,7 +48,12 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<(), CardError> {
     let path = || options.dump.clone();
     match StoredCard::open(Path::new(&options.dump))? {
         StoredCard::Text(card) => Ok(write_clean(&card, out)?),
-        StoredCard::NoArea => Err(CardError::NoArea(path())),
+        StoredCard::NoArea => {
+            let log = map(&options.dump)?;
+            // A core is no log, and may be large.
+            let card = (!log.starts_with(b"\x7fELF")).then(|| card_of_log(&log)).flatten();
+            Ok(write_clean(&card.ok_or_else(|| CardError::NoArea(path()))?, out)?)
+        }
         StoredCard::Missing => Err(CardError::Missing(path())),
         StoredCard::Damaged => Err(CardError::Damaged(path())),
     }
@@ -69,6 +78,17 @@ mod tests {
         let mut out = Vec::new();
         write_clean("kernel\n\x1b[2Jline\n", &mut out).unwrap();
         assert_eq!(out, b"kernel\n?[2Jline\n");
+    }
+
+    #[test]
+    fn card_in_a_log_of_a_serial_line_is_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = b"[ 0.1] tinykdump: crash card\r\n[ 0.1] tinykdump: kernel   6.1\r\n\
+            [ 0.1] tinykdump: end of the crash card\r\n";
+        std::fs::write(file.path(), log).unwrap();
+        let mut out = Vec::new();
+        run(&Options { dump: file.path().to_owned() }, &mut out).unwrap();
+        assert_eq!(out, b"kernel   6.1\n");
     }
 
     #[test]

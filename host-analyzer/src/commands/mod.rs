@@ -6,4 +6,5 @@ pub mod card;
 pub mod log;
 pub mod modules;
 pub mod ps;
+pub mod receive;
 pub mod sys;
