@@ -2,7 +2,7 @@
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `console=ttyS0,115200n8` | where to print: ttyS0 to ttyS3; the speed is kept when none is given |
+//! | `console=ttyS0,115200n8` | where to print: ttyS0 to ttyS3; the speed is kept when none is given. `ttyAMA0` stands for the port that firmware names |
 //! | `capture.to=disk` | the first reserved area found (default) |
 //! | `capture.to=disk:uuid=UUID` | the area with this uuid and no other |
 //! | `capture.to=serial` | over the console's port |
@@ -152,7 +152,8 @@ impl<'a> Options<'a> {
 
 fn parse_console(value: &str) -> Option<Console> {
     let (name, mode) = value.split_once(',').unwrap_or((value, ""));
-    let port = parse_pc_port(name)?;
+    // Which port of the others it is, firmware says.
+    let port = if name.starts_with("ttyAMA") { 0 } else { parse_pc_port(name)? };
     let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
     let baud = mode[..digits].parse().ok().filter(|&baud| baud > 0);
     Some(Console { port, baud })
@@ -306,6 +307,8 @@ mod tests {
         assert_eq!(console.console, Console { port: 3, baud: Some(115_200) });
         assert_eq!(Options::parse("console=ttyS2").console, Console { port: 2, baud: None });
         assert_eq!(Options::parse("console=ttyS9,115200").console, Console::default());
+        let arm = Options::parse("console=ttyAMA0,57600n8 console=tty0").console;
+        assert_eq!(arm, Console { port: 0, baud: Some(57_600) });
     }
 
     #[test]
