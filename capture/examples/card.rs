@@ -73,8 +73,8 @@ fn main() {
     for pass in 1..=2 {
         (machine.begun, machine.reads, machine.bytes) = (Instant::now(), 0, 0);
         match pass {
-            1 => card.print(&mut machine, source, &mut scratch, &mut Lines),
-            _ => card.print(&mut machine, source, &mut scratch, &mut Silence),
+            1 => card.make(&mut machine, source, &mut scratch, &mut Lines),
+            _ => card.make(&mut machine, source, &mut scratch, &mut Silence),
         }
         let Core { reads, bytes, .. } = machine;
         eprintln!("pass {pass}: {} us, {reads} reads, {} KiB", machine.now_us(), bytes >> 10);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            ELF header; program headers: PT_NOTE, kernel image, ranges of memory
-//!              notes: one per CPU that saved its registers, VMCOREINFO, the vendor note
+//!              notes: one per CPU that saved its registers, VMCOREINFO, the crash card, the vendor note
 //! head_size    memory, each range at an offset congruent to its address modulo 4 KiB
 //! ```
 //!
@@ -11,15 +11,16 @@
 //! direct-map addresses in p_vaddr. The kernel image is not stored twice: its header shares the
 //! file range of the memory that it lies in.
 
+use format::BLOCK;
 use format::note::Header as NoteHeader;
 use format::record::{self, Record};
-use format::{BLOCK, area::Layout};
 use goblin::elf64::header::{ELFCLASS64, ET_CORE, SIZEOF_EHDR};
 use goblin::elf64::program_header::{PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE, SIZEOF_PHDR};
 use heapless::Vec;
 use zerocopy::IntoBytes;
 
 use crate::Machine;
+use crate::dump::Source;
 use crate::elfcorehdr::Elfcorehdr;
 use crate::old::{OldMemory, Range};
 
@@ -37,7 +38,7 @@ const MAX_HEAD: u64 = 256 << 20;
 const PN_XNUM: u64 = 0xffff;
 const SIZEOF_SHDR: u64 = 64;
 
-/// The vendor note up to its descriptor: header and name.
+/// A note of ours up to its descriptor: header and name.
 const VENDOR_NOTE_HEAD: u64 =
     (size_of::<NoteHeader>() + record::NAME.len() + 1).next_multiple_of(4) as u64;
 
@@ -77,6 +78,10 @@ pub struct CoreFile {
     notes_at: u64,
     /// All notes but the vendor note.
     notes_size: u64,
+    /// The note that holds the crash card; 0 when there is none.
+    card_note: u64,
+    /// Bytes of the crash card.
+    card_size: u64,
     /// Filler between the vendor note's head and the record in it.
     filler: u64,
     headers: u64,
@@ -88,7 +93,7 @@ pub struct CoreFile {
 }
 
 impl CoreFile {
-    /// Lays out the core of `old`, for an area with the given layout.
+    /// Lays out the core of `old` with `card` in a note, for a place with `room` bytes for it.
     ///
     /// # Errors
     /// [`Error`] when it would not fit.
@@ -97,34 +102,41 @@ impl CoreFile {
         headers: &Elfcorehdr,
         scratch: &mut [u8],
         old: &OldMemory,
-        layout: &Layout,
+        card: &str,
+        room: u64,
     ) -> Result<CoreFile, Error> {
         let mut notes_size = 0u64;
         headers.each_note(machine, scratch, &mut |note| {
             notes_size += note.raw.len().next_multiple_of(4) as u64;
         });
         let count = 1 + old.image().len() as u64 + old.ranges().len() as u64;
-        let mut core = CoreFile::head(headers.architecture().elf_machine(), count, notes_size);
+        let machine = headers.architecture().elf_machine();
+        let mut core = CoreFile::head(machine, count, notes_size, card.len() as u64);
         if core.head_size > MAX_HEAD {
             return Err(Error::HeadTooLarge(notes_size));
         }
         core.size = core.ranges(old).last().map_or(core.head_size, |(offset, range)| {
             (offset + range.size).next_multiple_of(BLOCK)
         });
-        if core.size > layout.crc_table {
-            return Err(Error::AreaTooSmall { needs: core.size, has: layout.crc_table });
+        if core.size > room {
+            return Err(Error::AreaTooSmall { needs: core.size, has: room });
         }
         Ok(core)
     }
 
-    /// Lays out the head: `count` program headers, and notes of `notes_size` bytes before ours.
-    fn head(machine: u16, count: u64, notes_size: u64) -> CoreFile {
+    /// Lays out the head: `count` program headers, and notes of `notes_size` bytes before ours, of which
+    /// one holds `card_size` bytes.
+    fn head(machine: u16, count: u64, notes_size: u64, card_size: u64) -> CoreFile {
+        let card_note = match card_size {
+            0 => 0,
+            size => VENDOR_NOTE_HEAD + size.next_multiple_of(4),
+        };
         let section = if count >= PN_XNUM { SIZEOF_SHDR } else { 0 };
         let notes_at = SIZEOF_EHDR as u64 + count * SIZEOF_PHDR as u64 + section;
 
         // The record must not cross a block: it is written again at the end, as one block.
         let record_size = record::SIZE as u64;
-        let desc = notes_at + notes_size + VENDOR_NOTE_HEAD;
+        let desc = notes_at + notes_size + card_note + VENDOR_NOTE_HEAD;
         let filler = match BLOCK - desc % BLOCK {
             room if room >= record_size => 0,
             room => room,
@@ -133,6 +145,8 @@ impl CoreFile {
         CoreFile {
             notes_at,
             notes_size,
+            card_note,
+            card_size,
             filler,
             headers: count,
             machine,
@@ -144,7 +158,7 @@ impl CoreFile {
     /// Where the record of the vendor note begins.
     #[must_use]
     pub fn record_at(&self) -> u64 {
-        self.notes_at + self.notes_size + VENDOR_NOTE_HEAD + self.filler
+        self.notes_at + self.notes_size + self.card_note + VENDOR_NOTE_HEAD + self.filler
     }
 
     /// The ranges of memory with their offsets in the core, in file order.
@@ -163,17 +177,19 @@ impl CoreFile {
             .find(|&(start, range)| start / BLOCK * BLOCK <= offset && offset < start + range.size)
     }
 
-    /// Gives the head to `out` piece by piece, marked incomplete and with `record` in the vendor
-    /// note: [`CoreFile::head_size`] bytes, if the notes are still those of [`CoreFile::plan`].
+    /// Gives the head to `out` piece by piece, marked incomplete, with `card` and with `record` in the
+    /// vendor note: [`CoreFile::head_size`] bytes, if notes and card are still those of
+    /// [`CoreFile::plan`].
     pub fn write_head(
         &self,
         machine: &mut dyn Machine,
-        headers: &Elfcorehdr,
+        source: Source<'_>,
         scratch: &mut [u8],
-        old: &OldMemory,
+        card: &str,
         record: &Record,
         out: &mut dyn FnMut(&[u8]),
     ) {
+        let Source { headers, old } = source;
         out(&self.file_header());
         self.write_program_headers(old, out);
         let mut left = self.notes_size;
@@ -187,6 +203,7 @@ impl CoreFile {
             }
         });
         write_zeros(left, out);
+        self.write_card_note(card, out);
         self.write_vendor_note(record, out);
         write_zeros(self.head_size - self.record_at() - record::SIZE as u64, out);
     }
@@ -243,18 +260,34 @@ impl CoreFile {
         }
     }
 
+    fn write_card_note(&self, card: &str, out: &mut dyn FnMut(&[u8])) {
+        if self.card_note == 0 {
+            return;
+        }
+        write_note_head(record::CARD_KIND, self.card_size, out);
+        let card = card.as_bytes().get(..self.card_size as usize).unwrap_or_default();
+        out(card);
+        write_zeros(self.card_note - VENDOR_NOTE_HEAD - card.len() as u64, out);
+    }
+
     fn write_vendor_note(&self, record: &Record, out: &mut dyn FnMut(&[u8])) {
-        let header = NoteHeader {
-            name_size: (record::NAME.len() as u32 + 1).into(),
-            desc_size: (self.filler as u32 + record::SIZE as u32).into(),
-            kind: record::KIND.into(),
-        };
-        out(header.as_bytes());
-        out(record::NAME);
-        let named = size_of::<NoteHeader>() + record::NAME.len();
-        write_zeros(VENDOR_NOTE_HEAD - named as u64 + self.filler, out);
+        write_note_head(record::KIND, self.filler + record::SIZE as u64, out);
+        write_zeros(self.filler, out);
         out(record.as_bytes());
     }
+}
+
+/// Gives header and name of a note of ours to `out`: [`VENDOR_NOTE_HEAD`] bytes.
+fn write_note_head(kind: u32, desc_size: u64, out: &mut dyn FnMut(&[u8])) {
+    let header = NoteHeader {
+        name_size: (record::NAME.len() as u32 + 1).into(),
+        desc_size: (desc_size as u32).into(),
+        kind: kind.into(),
+    };
+    out(header.as_bytes());
+    out(record::NAME);
+    let named = size_of::<NoteHeader>() + record::NAME.len();
+    write_zeros(VENDOR_NOTE_HEAD - named as u64, out);
 }
 
 /// A program header to be written.
@@ -304,7 +337,7 @@ mod tests {
     #[test]
     fn record_stays_within_a_block_whatever_the_size_of_the_notes() {
         for notes_size in (0..8800).step_by(4) {
-            let core = CoreFile::head(62, 4, notes_size);
+            let core = CoreFile::head(62, 4, notes_size, 0);
             let (at, end) = (core.record_at(), core.record_at() + record::SIZE as u64);
             assert_eq!(at / BLOCK, (end - 1) / BLOCK, "notes of {notes_size} bytes");
             assert_eq!(end.next_multiple_of(BLOCK), core.head_size);
@@ -313,7 +346,7 @@ mod tests {
 
     #[test]
     fn more_headers_than_e_phnum_counts_are_counted_in_section_header_0() {
-        let core = CoreFile::head(62, 70_000, 400);
+        let core = CoreFile::head(62, 70_000, 400, 0);
         let header = core.file_header();
         assert_eq!(header[56..58], [0xff, 0xff], "e_phnum");
         let section = u64::from_le_bytes(*header[40..].first_chunk().unwrap());

@@ -30,6 +30,9 @@ const MAX_REQUEST: u64 = CRC_CHUNK;
 /// Time between two lines of progress.
 const PROGRESS_US: u64 = 1_000_000;
 
+/// How often a disk that refused something is asked whether it is done with everything.
+const SETTLE: u32 = 16;
+
 /// Unreadable pages that are named on the console; the others are only counted.
 const NAMED_PAGES: u64 = 8;
 
@@ -54,14 +57,15 @@ impl Buffers {
         }
     }
 
-    /// Gives the crash card of `source` to `out`.
-    pub fn print_card(
-        &mut self,
-        machine: &mut dyn Machine,
-        source: Source<'_>,
-        out: &mut dyn Sink,
-    ) {
-        self.card.print(machine, source, &mut self.blocks.notes, out);
+    /// Makes the crash card of `source`, and gives it to `out` line by line as it comes.
+    pub fn make_card(&mut self, machine: &mut dyn Machine, source: Source<'_>, out: &mut dyn Sink) {
+        self.card.make(machine, source, &mut self.blocks.notes, out);
+    }
+
+    /// The crash card, if it was made.
+    #[must_use]
+    pub fn card_text(&self) -> &str {
+        self.card.text()
     }
 
     /// What a dump over a line needs of them.
@@ -119,7 +123,7 @@ pub struct Payload<'a> {
 /// Why a dump ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// It cannot be laid out in this area; nothing was written.
+    /// It cannot be laid out in this area; nothing but the crash card was written.
     Plan(core_file::Error),
     /// The disk failed; the area holds a part of the dump.
     Disk(DiskError),
@@ -171,8 +175,18 @@ pub fn write(
     buffers: &mut Buffers,
 ) -> Result<Complete, Error> {
     let Buffers { blocks, table, card, .. } = buffers;
-    let core = CoreFile::plan(machine, source.headers, &mut blocks.notes, source.old, &area.layout)
-        .map_err(Error::Plan)?;
+    if card.text().is_empty() {
+        card.make(machine, source, &mut blocks.notes, &mut Silence);
+    }
+    let card = card.text();
+    let (headers, old, room) = (source.headers, source.old, area.layout.crc_table);
+    let core = match CoreFile::plan(machine, headers, &mut blocks.notes, old, card, room) {
+        Ok(core) => core,
+        Err(error) => {
+            write_card_alone(disk, area, card, &mut blocks.page)?;
+            return Err(Error::Plan(error));
+        }
+    };
     machine.say(format_args!(
         "writing {} MiB in {} ranges to area {}",
         core.size.div_ceil(1 << 20),
@@ -251,16 +265,16 @@ impl Writer<'_> {
         source: Source<'_>,
         payload: Payload<'_>,
         buffers: &mut Blocks,
-        card: &mut Card,
+        card: &str,
     ) -> Result<Complete, DiskError> {
         self.write_trailer(trailer)?;
-        self.write_card(trailer, source, buffers, card)?;
+        self.write_card(trailer, card, &mut buffers.page)?;
         self.first_block_us = self.machine.now_us();
         self.said_us = self.first_block_us;
 
         let first_block_us = self.first_block_us.into();
         let record = Record { first_block_us, ..record(source, payload) };
-        self.write_head(source, &record, buffers)?;
+        self.write_head(source, card, &record, buffers)?;
         let core = self.core;
         for (offset, range) in core.ranges(source.old) {
             self.write_range(offset, range.source, range.size, &mut buffers.page)?;
@@ -299,24 +313,24 @@ impl Writer<'_> {
         self.disk.flush()
     }
 
-    /// Writes the crash card, and into the trailer that it is there.
+    /// Writes the crash card, and into the trailer that it is there. A disk that refuses its blocks may
+    /// take others: then there is none.
     fn write_card(
         &mut self,
         trailer: &mut Trailer,
-        source: Source<'_>,
-        buffers: &mut Blocks,
-        card: &mut Card,
+        card: &str,
+        page: &mut [u8; PAGE],
     ) -> Result<(), DiskError> {
-        let mut blocks = CardBlocks {
-            disk: &mut *self.disk,
-            at: self.start + self.layout.card,
-            size: 0,
-            block: &mut buffers.page,
-            crc: crc32fast::Hasher::new(),
-            result: Ok(()),
-        };
-        card.print(self.machine, source, &mut buffers.notes, &mut blocks);
-        (trailer.card_size, trailer.card_crc) = blocks.finish()?;
+        match write_card(self.disk, self.start + self.layout.card, card, page) {
+            Ok(crc) => (trailer.card_size, trailer.card_crc) = (card.len() as u32, crc),
+            Err(DiskError::Failed) => {
+                self.machine.say(format_args!("the disk takes no crash card; the dump goes on"));
+                // Errors of writes that were under way are told one by one.
+                let settled = (0..SETTLE).any(|_| self.disk.flush().is_ok());
+                return if settled { Ok(()) } else { Err(DiskError::Failed) };
+            }
+            Err(error) => return Err(error),
+        }
         self.write_trailer(trailer)
     }
 
@@ -324,6 +338,7 @@ impl Writer<'_> {
     fn write_head(
         &mut self,
         source: Source<'_>,
+        card: &str,
         record: &Record,
         buffers: &mut Blocks,
     ) -> Result<(), DiskError> {
@@ -340,17 +355,10 @@ impl Writer<'_> {
             record: (record_block, &mut buffers.record),
             result: Ok(()),
         };
-        let (headers, old) = (source.headers, source.old);
-        self.core.write_head(
-            self.machine,
-            headers,
-            &mut buffers.notes,
-            old,
-            record,
-            &mut |bytes| {
-                blocks.take(bytes);
-            },
-        );
+        let notes = &mut buffers.notes;
+        self.core.write_head(self.machine, source, notes, card, record, &mut |bytes| {
+            blocks.take(bytes);
+        });
         blocks.result?;
         self.at = blocks.at;
         Ok(())
@@ -486,50 +494,47 @@ impl Writer<'_> {
     }
 }
 
-/// Gathers the lines of the card into blocks.
-struct CardBlocks<'a> {
-    disk: &'a mut dyn Disk,
+/// Writes the crash card to `at` in whole blocks, the last one filled up with zeros. Returns its CRC32.
+fn write_card(
+    disk: &mut dyn Disk,
     at: u64,
-    /// Bytes taken so far, of which those of the last block are in `block`.
-    size: usize,
-    block: &'a mut [u8; PAGE],
-    crc: crc32fast::Hasher,
-    result: Result<(), DiskError>,
+    card: &str,
+    page: &mut [u8; PAGE],
+) -> Result<u32, DiskError> {
+    for (at, part) in (at..).step_by(PAGE).zip(card.as_bytes().chunks(PAGE)) {
+        page.fill(0);
+        page[..part.len()].copy_from_slice(part);
+        disk.write(at, page)?;
+    }
+    disk.flush()?;
+    Ok(format::crc32(card.as_bytes()))
 }
 
-impl CardBlocks<'_> {
-    fn take(&mut self, mut bytes: &[u8]) {
-        self.crc.update(bytes);
-        while !bytes.is_empty() && self.result.is_ok() {
-            let filled = self.size % PAGE;
-            let some = bytes.len().min(PAGE - filled);
-            self.block[filled..filled + some].copy_from_slice(&bytes[..some]);
-            self.size += some;
-            bytes = &bytes[some..];
-            if self.size.is_multiple_of(PAGE) {
-                self.result = self.disk.write(self.at + (self.size - PAGE) as u64, self.block);
-            }
-        }
-    }
-
-    /// Writes the last block, filled up with zeros; returns the card's size and CRC32.
-    fn finish(self) -> Result<(u32, u32), DiskError> {
-        self.result?;
-        let filled = self.size % PAGE;
-        if filled > 0 {
-            self.block[filled..].fill(0);
-            self.disk.write(self.at + (self.size - filled) as u64, self.block)?;
-        }
-        self.disk.flush()?;
-        Ok((self.size as u32, self.crc.finalize()))
-    }
+/// Writes the crash card to an area that has no room for more.
+fn write_card_alone(
+    disk: &mut dyn Disk,
+    area: &Area,
+    card: &str,
+    page: &mut [u8; PAGE],
+) -> Result<(), DiskError> {
+    let card_crc = write_card(disk, area.start + area.layout.card, card, page)?;
+    let trailer = Trailer {
+        state: State::Incomplete,
+        reason: Reason::NoRoom,
+        sequence: area.trailer.sequence.wrapping_add(1),
+        card_size: card.len() as u32,
+        card_crc,
+        ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
+    };
+    disk.write(area.start + area.layout.trailer, &trailer.to_block())?;
+    disk.flush()
 }
 
-impl Sink for CardBlocks<'_> {
-    fn line(&mut self, _: &mut dyn Machine, line: &str) {
-        self.take(line.as_bytes());
-        self.take(b"\n");
-    }
+/// Where a card goes that nobody watches.
+pub(crate) struct Silence;
+
+impl Sink for Silence {
+    fn line(&mut self, _: &mut dyn Machine, _: &str) {}
 }
 
 /// Old memory that is waiting to be handed to the disk in one request.

@@ -98,7 +98,7 @@ impl Dumped {
     fn record(&self) -> Record {
         let notes = self.headers()[0];
         let mut notes = Notes::new(self.segment(&notes));
-        Record::from_desc(notes.find(|note| note.name == record::NAME).unwrap().desc).unwrap()
+        Record::from_desc(notes.find(|note| note.kind == record::KIND).unwrap().desc).unwrap()
     }
 
     fn trailer(&self) -> Result<Trailer, TrailerError> {
@@ -157,11 +157,16 @@ fn complete_dump_says_so_everywhere() {
 }
 
 #[test]
-fn notes_are_cpu_notes_vmcoreinfo_and_ours_last() {
+fn notes_are_cpu_notes_vmcoreinfo_card_and_ours_last() {
     let dumped = dump(AREA, |_, _| {});
     let notes = dumped.headers()[0];
-    let names: Vec<&[u8]> = Notes::new(dumped.segment(&notes)).map(|note| note.name).collect();
-    assert_eq!(names, [&b"CORE"[..], b"VMCOREINFO", record::NAME]);
+    let found: Vec<_> = Notes::new(dumped.segment(&notes)).collect();
+    let names: Vec<_> = found.iter().map(|note| (note.name, note.kind)).collect();
+    let card = (record::NAME, record::CARD_KIND);
+    assert_eq!(names, [(&b"CORE"[..], 1), (b"VMCOREINFO", 0), card, (record::NAME, record::KIND)]);
+    assert!(found[2].desc.starts_with(b"kernel   6.1.0\n"));
+    let trailer = dumped.trailer().unwrap();
+    assert_eq!(format::crc32(found[2].desc), trailer.card_crc, "the same as in the card block");
     assert!(notes.p_offset + notes.p_filesz <= dumped.headers()[2].p_offset);
 }
 
@@ -226,15 +231,30 @@ fn dump_without_all_ranges_says_so_everywhere() {
 }
 
 #[test]
-fn area_that_is_too_small_is_not_touched() {
+fn area_that_is_too_small_gets_the_card_and_nothing_else() {
     let dumped = dump(4 << 20, |_, _| {});
     let needs = 0x1000 + 0xa_0000 + (6 << 20);
     assert!(matches!(
         dumped.result,
         Err(Error::Plan(core_file::Error::AreaTooSmall { needs: n, .. })) if n == needs
     ));
-    assert!(dumped.log.is_empty());
-    assert_eq!(dumped.trailer().unwrap().state, State::Empty);
+    let layout = Layout::new(4 << 20).unwrap();
+    assert_eq!(dumped.log, [Some(layout.card), None, Some(layout.trailer), None]);
+    let trailer = dumped.trailer().unwrap();
+    assert_eq!((trailer.state, trailer.reason), (State::Incomplete, Reason::NoRoom));
+    let card = trailer.card(&dumped.bytes[layout.card as usize..]).unwrap();
+    assert!(card.starts_with("kernel   6.1.0\n"), "{card}");
+}
+
+#[test]
+fn disk_that_refuses_the_card_gets_the_dump() {
+    let layout = Layout::new(AREA).unwrap();
+    let dumped = dump(AREA, |_, disk| disk.refuses_once = Some(layout.card));
+    let complete = dumped.result.unwrap();
+    let trailer = dumped.trailer().unwrap();
+    assert_eq!((trailer.state, trailer.card_size), (State::Complete, 0));
+    assert!(dumped.said.iter().any(|line| line.contains("takes no crash card")));
+    dumped.assert_checksums(&complete);
 }
 
 #[test]

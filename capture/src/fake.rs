@@ -76,6 +76,9 @@ pub struct FakeDisk<'a> {
     pub sector_size: u32,
     /// Writes it still takes before it fails.
     pub writes_left: usize,
+    /// Where it refuses a write, once: the next flush tells.
+    pub refuses_once: Option<u64>,
+    refused: bool,
     /// Offsets of the writes, in order; `None` for a flush.
     pub log: Vec<Option<u64>>,
     old: &'a FakeMachine,
@@ -85,7 +88,15 @@ impl<'a> FakeDisk<'a> {
     /// A disk of `size` zeros.
     pub fn new(size: u64, old: &'a FakeMachine) -> FakeDisk<'a> {
         let bytes = vec![0; size as usize];
-        FakeDisk { bytes, sector_size: 512, writes_left: usize::MAX, log: Vec::new(), old }
+        FakeDisk {
+            bytes,
+            sector_size: 512,
+            writes_left: usize::MAX,
+            refuses_once: None,
+            refused: false,
+            log: Vec::new(),
+            old,
+        }
     }
 
     fn place(&mut self, offset: u64, size: u64) -> Result<&mut [u8], DiskError> {
@@ -116,6 +127,10 @@ impl Disk for FakeDisk<'_> {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        if self.refuses_once.take_if(|it| *it == offset).is_some() {
+            self.refused = true;
+            return Ok(());
+        }
         self.place(offset, bytes.len() as u64)?.copy_from_slice(bytes);
         Ok(())
     }
@@ -129,7 +144,8 @@ impl Disk for FakeDisk<'_> {
 
     fn flush(&mut self) -> Result<(), DiskError> {
         self.log.push(None);
-        if self.writes_left == 0 { Err(DiskError::Failed) } else { Ok(()) }
+        let refused = core::mem::take(&mut self.refused);
+        if self.writes_left == 0 || refused { Err(DiskError::Failed) } else { Ok(()) }
     }
 }
 

@@ -111,6 +111,8 @@ pub enum Reason {
     DiskTimeout = 2,
     /// There were more ranges of memory than the payload keeps; those that it kept are all there.
     TooManyRanges = 3,
+    /// The dump did not fit into the area: there is the crash card, and nothing of the core.
+    NoRoom = 4,
     /// A reason that this version of the crate does not know.
     Unknown = u32::MAX,
 }
@@ -124,6 +126,7 @@ impl Reason {
             1 => Reason::DiskError,
             2 => Reason::DiskTimeout,
             3 => Reason::TooManyRanges,
+            4 => Reason::NoRoom,
             _ => Reason::Unknown,
         }
     }
@@ -135,6 +138,7 @@ impl Reason {
             Reason::None => "none",
             Reason::DiskError => "the disk reported an error",
             Reason::DiskTimeout => "the disk did not answer in time",
+            Reason::NoRoom => "the dump does not fit into the area",
             Reason::TooManyRanges => "more ranges of memory than the payload keeps",
             Reason::Unknown => "unknown (written by a later version)",
         }

@@ -14,6 +14,10 @@ pub const NAME: &[u8] = b"TINYKDUMP";
 /// type of a note alone, and would take type 1 for the registers of a CPU.
 pub const KIND: u32 = 0x544b_4401;
 
+/// Type of the note of the same name that holds the crash card, as it is in the area's card block: text.
+/// It lies before the vendor note, if there is a card.
+pub const CARD_KIND: u32 = 0x544b_4402;
+
 /// Version of the record's layout.
 pub const VERSION: u32 = 1;
 

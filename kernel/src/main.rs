@@ -144,7 +144,7 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     // Why it died, before anything that could fail.
     let source = Source { headers: &headers, old };
     say!("{CARD_BEGINS}");
-    buffers.print_card(&mut machine, source, &mut CardLines);
+    buffers.make_card(&mut machine, source, &mut CardLines);
     say!("{CARD_ENDS}");
 
     // Where it may be written, and then the dump itself.
@@ -199,7 +199,7 @@ fn over_line(
             for text in [VERSION, CARD_BEGINS] {
                 line.line(machine, text);
             }
-            buffers.print_card(machine, job.source, &mut line);
+            buffers.card_text().lines().for_each(|text| line.line(machine, text));
             line.line(machine, CARD_ENDS);
             let sent = serial::write(machine, &mut line, job, buffers);
             line.drain();

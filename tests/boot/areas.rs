@@ -17,7 +17,7 @@ stories! {
     x86_64:
         disk_without_a_mark_is_left_alone,
         area_with_another_uuid_than_the_one_asked_for_is_left_alone,
-        area_that_is_too_small_is_left_alone,
+        area_that_is_too_small_gets_the_crash_card_alone,
         area_that_somebody_has_used_for_something_else_is_left_alone,
         area_whose_trailer_has_a_flipped_bit_is_left_alone,
         dump_that_nobody_has_saved_yet_is_not_overwritten,
@@ -70,15 +70,26 @@ fn area_with_another_uuid_than_the_one_asked_for_is_left_alone(arch: &'static st
     Ok(())
 }
 
-fn area_that_is_too_small_is_left_alone(arch: &'static str) -> Result<()> {
+fn area_that_is_too_small_gets_the_crash_card_alone(arch: &'static str) -> Result<()> {
+    /// What an area has for card and trailer.
+    const TAIL: usize = 64 << 10;
     let bench = bench(arch)?;
     let directory = directory(&format!("areas/{arch}-too-small"))?;
     let disk = sparse_image(&directory.join("disk.img"), 64 << 20)?;
     bench.loader.reserve(&disk.image)?;
     scribble(&disk.image, 1 << 20)?;
-    let crashed =
-        refused(bench, &format!("areas/{arch}-too-small"), &bench.scenario(), vec![disk])?;
+    let before = std::fs::read(&disk.image)?;
+    let disks = vec![disk.clone()];
+    let crashed = Crashed::new(bench, &bench.scenario(), disks, &directory, |_| Ok(()))?;
     crashed.expect_payload_line("too small")?;
+    crashed.expect_payload_line("NO COMPLETE DUMP")?;
+    let after = std::fs::read(&disk.image)?;
+    let core = ..before.len() - TAIL;
+    ensure!(before[core] == after[core], "more than the card was written");
+    let card = analyzer()?.run(&["card"], &disk.image, None)?;
+    ensure!(card.contains("Kernel panic - not syncing: sysrq triggered crash"), "{card}");
+    let shown = bench.loader.show(&disk.image)?;
+    ensure!(shown.contains("the dump does not fit into the area"), "{shown}");
     Ok(())
 }
 

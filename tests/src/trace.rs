@@ -1,8 +1,11 @@
 //! Backtraces from different mouths, brought into one form.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::core_file::Symbols;
 
 /// One function in a backtrace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +105,34 @@ pub fn from_crash(frames: &[Frame]) -> Result<&[Frame]> {
     let panic = frames.iter().position(|frame| frame.function == "panic");
     let panic = panic.with_context(|| format!("no panic in {frames:#?}"))?;
     Ok(&frames[panic + 1..])
+}
+
+/// Whether two backtraces are of the same places: ours, and the one that the kernel printed.
+///
+/// # Errors
+/// When the kernel's symbols cannot be read.
+pub fn agree(ours: &[Frame], printed: &[Frame], vmlinux: &Path) -> Result<bool> {
+    let ours: Vec<_> = ours.iter().filter(|frame| !frame.inlined).collect();
+    let mut agree = ours.len() == printed.len();
+    for (ours, printed) in ours.into_iter().zip(printed) {
+        agree = agree && same_place(ours, printed, vmlinux)?;
+    }
+    Ok(agree)
+}
+
+/// Whether a frame of ours and one that the kernel printed are the same return address. Where a
+/// function's last instruction calls something that never returns, the address is already the next
+/// function's, and that one is named by the kernel: `sysrq_reset_seq_param_set+0x0` on arm64 6.1.
+fn same_place(ours: &Frame, printed: &Frame, vmlinux: &Path) -> Result<bool> {
+    if (&ours.function, ours.offset) == (&printed.function, printed.offset) {
+        return Ok(true);
+    }
+    if printed.offset != Some(0) {
+        return Ok(false);
+    }
+    let symbols = Symbols::read(vmlinux)?;
+    let end = symbols.address(&ours.function)? + ours.offset.context("no offset")?;
+    Ok(symbols.address(&printed.function)? == end)
 }
 
 /// `function+0x16` of every frame that has one of its own, to compare and to show.

@@ -31,6 +31,9 @@ mod kind {
     pub const ENUM64: u32 = 19;
 }
 
+/// The section of per-CPU variables.
+const PER_CPU: &[u8] = b".data..percpu";
+
 /// A structure and a member of it.
 pub type Wanted = (&'static str, &'static str);
 
@@ -93,6 +96,45 @@ pub fn offsets<const N: usize>(
         });
     }
     found
+}
+
+/// Finds where the per-CPU variables `names` lie in `.data..percpu`, in bytes, and how large that is.
+pub fn per_cpu_variables<const N: usize>(
+    memory: &mut KernelMemory<'_>,
+    (start, stop): (u64, u64),
+    names: &[&str; N],
+) -> ([Option<u32>; N], u32) {
+    let (mut ids, mut data) = ([None; N], None);
+    let Some(section) = Section::open(memory, start, stop) else { return ([None; N], 0) };
+    section.each(memory, &mut |memory, id, record| {
+        let mut buffer = [0; NAME];
+        match record.kind {
+            kind::VAR => {
+                let text = section.text(memory, record.name, &mut buffer);
+                let wanted = ids.iter_mut().zip(names);
+                let named = wanted.filter(|(_, name)| name.as_bytes() == text);
+                named.for_each(|(slot, _)| *slot = Some(id));
+            }
+            kind::DATASEC if section.text(memory, record.name, &mut buffer) == PER_CPU => {
+                let size = memory.u32(record.at.saturating_add(RECORD - 4));
+                data = Some((record.at, record.length, size.unwrap_or(0)));
+            }
+            _ => {}
+        }
+        true
+    });
+    let Some((at, length, size)) = data else { return ([None; N], 0) };
+    // struct btf_var_secinfo: the variable, its offset, its size.
+    let mut offsets = [None; N];
+    for index in 0..u64::from(length) {
+        let at = at.saturating_add(RECORD + index * MEMBER);
+        let Some((id, offset)) = memory.u32(at).zip(memory.u32(at.saturating_add(4))) else {
+            break;
+        };
+        let wanted = offsets.iter_mut().zip(ids).filter(|(_, wanted)| *wanted == Some(id));
+        wanted.for_each(|(slot, _)| *slot = Some(offset));
+    }
+    (offsets, size)
 }
 
 impl Section {

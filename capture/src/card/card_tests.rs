@@ -146,8 +146,8 @@ fn card_says_why_where_and_who() {
     let card = panicked().card();
     let begin: String = card.lines().take(15).map(|line| format!("{line}\n")).collect();
     assert_eq!(begin, CARD, "{card}");
-    assert!(card.contains("log, its end\n  [    1.000000] an old line\n"), "{card}");
-    assert!(card.contains("\n  [    3.184000] #PF: read\n"), "every line has its time");
+    assert!(card.contains("log, its end\n[    1.000000] an old line\n"), "{card}");
+    assert!(card.contains("\n[    3.184000] #PF: read\n"), "every line has its time");
     assert!(card.contains("\nCPU 0: PID 0, in cpu_idle+0x8/0x100\n"), "{card}");
     assert!(card.ends_with("  gs  0000000000000000\n"), "{card}");
     let (first, second) = panicked().cards();

@@ -8,6 +8,7 @@ use crate::architecture::Architecture;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 use super::btf::{self, Wanted};
+use super::hidden::Hidden;
 use super::kallsyms::Kallsyms;
 use super::log::Log;
 use super::memory::KernelMemory;
@@ -84,6 +85,8 @@ const NAMES: [&str; 11] = [
 pub struct Facts {
     /// Its symbol table.
     pub kallsyms: Option<Kallsyms>,
+    /// What stands in for a symbol table that has functions only.
+    pub hidden: Option<Hidden>,
     /// The image's code but for what ran at boot only; empty when it is not known.
     pub text: Range<u64>,
     /// Its log.
@@ -117,7 +120,16 @@ impl Facts {
         info: &Vmcoreinfo,
     ) -> Facts {
         let kallsyms = Kallsyms::find(memory, info);
-        let found = kallsyms.map(|it| it.find_all(memory, &NAMES)).unwrap_or_default();
+        let mut found = kallsyms.map(|it| it.find_all(memory, &NAMES)).unwrap_or_default();
+        let hidden = match found {
+            // A table that has functions only, and among them the end of the code.
+            [None, .., Some(text_end)] => Some(Hidden::find(memory, info, text_end)),
+            _ => None,
+        };
+        if let Some(hidden) = hidden {
+            let others = hidden.find_all(memory, &NAMES);
+            found.iter_mut().zip(others).for_each(|(slot, other)| *slot = slot.or(other));
+        }
         let [
             per_cpu,
             run_queues,
@@ -147,6 +159,7 @@ impl Facts {
         };
         Facts {
             kallsyms,
+            hidden,
             text: info.symbol("_stext").unwrap_or(0)..text_end.unwrap_or(0),
             log: Log::find(memory, info),
             orc,
@@ -160,6 +173,23 @@ impl Facts {
             signature: signature(info),
             members,
         }
+    }
+
+    /// Finds the addresses of `names`, each into the slot of the same index.
+    pub fn find_all<const N: usize>(
+        &self,
+        memory: &mut KernelMemory<'_>,
+        names: &[&str; N],
+    ) -> [Option<u64>; N] {
+        let mut found = match self.kallsyms {
+            Some(table) => table.find_all(memory, names),
+            None => [None; N],
+        };
+        if let Some(hidden) = self.hidden {
+            let others = hidden.find_all(memory, names);
+            found.iter_mut().zip(others).for_each(|(slot, other)| *slot = slot.or(other));
+        }
+        found
     }
 
     /// Where a member lies in its structure, in bytes.

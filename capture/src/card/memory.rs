@@ -71,6 +71,11 @@ impl<'a> KernelMemory<'a> {
         self.machine
     }
 
+    /// Allows as many bytes more to be read as are asked for, within what is allowed for all.
+    pub fn allow(&mut self, bytes: u64) {
+        self.budget = self.budget.saturating_add(bytes.min(BUDGET));
+    }
+
     /// Whether page tables are known.
     pub fn is_mapped(&self) -> bool {
         self.tables.is_some()

@@ -13,6 +13,7 @@ mod arm64_tests;
 pub(crate) mod btf;
 pub(crate) mod cpus;
 pub(crate) mod facts;
+mod hidden;
 mod kallsyms;
 mod kernel;
 mod log;
@@ -47,12 +48,43 @@ pub trait Sink {
     fn line(&mut self, machine: &mut dyn Machine, line: &str);
 }
 
-/// What is known about the dead kernel, kept from one print of the card to the next.
+/// The card, and what is known about the dead kernel.
 pub struct Card {
     cache: Cache,
     /// At most one. (Not an `Option`: this is all zeros as long as nothing is known, and takes no room
     /// in the payload's image.)
     facts: Vec<Facts, 1>,
+    text: Text,
+}
+
+/// The card's text: lines, an end of line of one byte after each.
+struct Text {
+    bytes: [u8; CARD_BLOCK as usize],
+    size: usize,
+}
+
+impl Text {
+    fn add(&mut self, line: &str) {
+        for &byte in line.as_bytes().iter().chain(b"\n") {
+            if let Some(slot) = self.bytes.get_mut(self.size) {
+                *slot = byte;
+                self.size += 1;
+            }
+        }
+    }
+}
+
+/// Shows each line at once, and keeps it.
+struct Both<'a> {
+    text: &'a mut Text,
+    shown: &'a mut dyn Sink,
+}
+
+impl Sink for Both<'_> {
+    fn line(&mut self, machine: &mut dyn Machine, line: &str) {
+        self.text.add(line);
+        self.shown.line(machine, line);
+    }
 }
 
 impl Default for Card {
@@ -65,7 +97,8 @@ impl Card {
     /// Nothing is known yet.
     #[must_use]
     pub const fn new() -> Card {
-        Card { cache: Cache::new(), facts: Vec::new() }
+        let text = Text { bytes: [0; CARD_BLOCK as usize], size: 0 };
+        Card { cache: Cache::new(), facts: Vec::new(), text }
     }
 
     /// The dead kernel's memory, and where things are in it.
@@ -74,28 +107,47 @@ impl Card {
         machine: &'a mut dyn Machine,
         source: Source<'a>,
     ) -> (KernelMemory<'a>, &'a Facts) {
+        let (memory, facts, _) = self.parts(machine, source);
+        (memory, facts)
+    }
+
+    fn parts<'a>(
+        &'a mut self,
+        machine: &'a mut dyn Machine,
+        source: Source<'a>,
+    ) -> (KernelMemory<'a>, &'a Facts, &'a mut Text) {
         let (architecture, old) = (source.headers.architecture(), source.old);
         let tables = Tables::find(architecture, &old.vmcoreinfo);
         let mut memory = KernelMemory::new(machine, old, tables, &mut self.cache);
         if self.facts.is_empty() {
             let _ = self.facts.push(Facts::find(&mut memory, architecture, &old.vmcoreinfo));
         }
-        (memory, &self.facts[0])
+        (memory, &self.facts[0], &mut self.text)
     }
 
-    /// Gives the card to `out` line by line: at most [`CARD_BLOCK`] bytes, an end of line of one byte
-    /// after each included. `scratch` takes the notes of a CPU.
-    pub fn print(
+    /// Makes the card, and gives it to `out` line by line as it comes. `scratch` takes the notes of a
+    /// CPU.
+    pub fn make(
         &mut self,
         machine: &mut dyn Machine,
         source: Source<'_>,
         scratch: &mut [u8],
         out: &mut dyn Sink,
     ) {
-        let (memory, facts) = self.open(machine, source);
+        let (memory, facts, text) = self.parts(machine, source);
+        text.size = 0;
         let mut kernel = Kernel::new(memory, facts);
+        let out = &mut Both { text, shown: out };
         let room = CARD_BLOCK as usize;
         Report { kernel: &mut kernel, source, scratch, out, room }.write();
+    }
+
+    /// The card that was made: lines, an end of line of one byte after each, at most [`CARD_BLOCK`]
+    /// bytes. Empty before.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        let bytes = self.text.bytes.get(..self.text.size).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
     }
 }
 

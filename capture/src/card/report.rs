@@ -21,7 +21,7 @@ mod head;
 const LINE: usize = log::TEXT + 64;
 /// Bytes of the log's end that are shown, and the least that a record takes of them.
 const LOG_BYTES: usize = 8 << 10;
-const LOG_PREFIX: usize = 15;
+const LOG_PREFIX: usize = 17;
 /// CPUs that are shown: those of the largest machines of today.
 const MAX_CPUS: usize = 4096;
 /// Registers on a line.
@@ -179,7 +179,7 @@ impl Report<'_, '_> {
             let mut buffer = [0; log::TEXT];
             let text = log.read(&mut self.kernel.memory, &record, &mut buffer);
             for line in text.split(|&byte| byte == b'\n') {
-                self.line(format_args!("  [{}] {}", Time(record.time), Clean(line)));
+                self.line(format_args!("[{}] {}", Time(record.time), Clean(line)));
             }
         }
     }

@@ -259,7 +259,7 @@ impl World {
             let mut card = Card::new();
             let mut print = || {
                 let mut lines = Lines(String::new());
-                card.print(machine, source, &mut [0; 8192], &mut lines);
+                card.make(machine, source, &mut [0; 8192], &mut lines);
                 lines.0
             };
             (print(), print())

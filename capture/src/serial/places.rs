@@ -122,10 +122,9 @@ impl Places {
         architecture: Architecture,
         facts: &Facts,
     ) -> Places {
-        let table = facts.kallsyms;
-        let small = table.map(|it| it.find_all(memory, &SMALL)).unwrap_or_default();
-        let per_cpu = table.map(|it| it.find_all(memory, &PER_CPU)).unwrap_or_default();
-        let bounds = table.map(|it| it.find_all(memory, &BOUNDS)).unwrap_or_default();
+        let small = facts.find_all(memory, &SMALL);
+        let per_cpu = facts.find_all(memory, &PER_CPU);
+        let bounds = facts.find_all(memory, &BOUNDS);
         let [
             init_task,
             cpu_count,

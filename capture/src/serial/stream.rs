@@ -2,18 +2,18 @@
 
 use core::fmt;
 
+use format::BLOCK;
 use format::frame::{
     Begin, Encoding, End, Extent, Kind, MAX_BLOCKS, MAX_CONTENT, MAX_RUNS, Plan, Run, Stage,
     VERSION,
 };
 use format::record::{self, Record};
-use format::{BLOCK, area::Layout};
 use heapless::Vec;
 use zerocopy::IntoBytes;
 
 use crate::card::Card;
 use crate::core_file::{CoreFile, E_FLAGS};
-use crate::dump::{self, Payload, Source};
+use crate::dump::{self, Payload, Silence, Source};
 use crate::line::Line;
 use crate::old::Range;
 use crate::{Machine, OldPhys};
@@ -104,10 +104,12 @@ pub fn write(
 ) -> Result<Complete, dump::Error> {
     let (notes, card, Buffers { frames, sent, plan }) = buffers.for_line();
     let source = job.source;
+    if card.text().is_empty() {
+        card.make(machine, source, notes, &mut Silence);
+    }
     // A line has no end: there is room for every core.
-    let room =
-        Layout { area_size: u64::MAX, crc_table: u64::MAX, card: u64::MAX, trailer: u64::MAX };
-    let core = CoreFile::plan(machine, source.headers, notes, source.old, &room)
+    let (headers, old) = (source.headers, source.old);
+    let core = CoreFile::plan(machine, headers, notes, old, card.text(), u64::MAX)
         .map_err(dump::Error::Plan)?;
     let places = {
         let (mut memory, facts) = card.open(machine, source);
@@ -163,12 +165,12 @@ impl Stream<'_> {
         self.walk(machine, card, places, notes)?;
         self.numbers.all_plans = self.numbers.plans;
         self.numbers.last_block_us = machine.now_us();
-        self.head(machine, notes, true, &[])?;
+        self.head(machine, notes, card.text(), true, &[])?;
         self.end(machine)?;
         if self.sender.heard_us.is_none() {
             // Whoever listens there cannot ask: what the rest hangs on comes twice.
             self.plans_again(machine, card, places, notes)?;
-            self.head(machine, notes, true, &[])?;
+            self.head(machine, notes, card.text(), true, &[])?;
             self.end(machine)?;
         }
         let confirmed = self.repair(machine, card, places, notes)?;
@@ -202,7 +204,7 @@ impl Stream<'_> {
                 self.plan_blocks(machine, stage, 0, blocks);
                 self.send_plan(machine, stage, true);
                 if !self.again {
-                    self.head(machine, notes, false, &[])?;
+                    self.head(machine, notes, card.text(), false, &[])?;
                 }
                 continue;
             }
@@ -429,6 +431,7 @@ impl Stream<'_> {
         &mut self,
         machine: &mut dyn Machine,
         notes: &mut [u8],
+        card: &str,
         done: bool,
         wanted: &[Run],
     ) -> Result<(), Broken> {
@@ -446,8 +449,7 @@ impl Stream<'_> {
             let content = &mut self.sender.frames.content;
             let mut window =
                 Window { start: first * BLOCK, at: 0, complete, content: &mut content[..] };
-            let (headers, old) = (source.headers, source.old);
-            core.write_head(machine, headers, notes, old, &record, &mut |piece| window.take(piece));
+            core.write_head(machine, source, notes, card, &record, &mut |piece| window.take(piece));
             crc.update(&content[..count as usize * PAGE]);
             let is_wanted =
                 |run: &Run| run.first() < first + count && first < run.first() + run.count();
@@ -536,7 +538,7 @@ impl Stream<'_> {
                     let head = self.core.head_size / BLOCK;
                     if runs.iter().any(|run| run.first() < head) {
                         self.numbers.blocks_again += head;
-                        self.head(machine, notes, true, &runs)?;
+                        self.head(machine, notes, card.text(), true, &runs)?;
                     }
                     self.send_again(machine, &runs)?;
                     asked = machine.now_us();

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::receive::card_of_log;
-use crate::source::{StoredCard, map};
+use crate::source::{Dump, StoredCard, map};
 
 /// The crash card: why the kernel died, as the payload wrote it before the dump
 ///
-/// It is in the reserved area, and stays readable when the dump itself was never finished. Over a serial line it
-/// comes first: a saved log of the line has it, too.
+/// It is in every dump, and in the reserved area also when the dump itself was never finished. Over a serial line
+/// it comes first: a saved log of the line has it, too.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// A reserved area (a disk, a partition, or an image of one), or a log of a serial line
+    /// A dump, a reserved area (a disk, a partition, or an image of one), or a log of a serial line
     pub dump: PathBuf,
 }
 
@@ -24,11 +24,14 @@ pub enum CardError {
     /// The file cannot be read.
     #[error(transparent)]
     Open(#[from] crate::Error),
-    /// It is no area.
+    /// It is nothing that has one.
     #[error(
-        "{0} is no reserved area and no log of a serial line with a crash card in it; see `bt`, `log` and `sys`"
+        "{0} is no dump, no reserved area, and no log of a serial line with a crash card in it"
     )]
     NoArea(PathBuf),
+    /// The core has no card.
+    #[error("the core {0} has no crash card in it; see `bt`, `log` and `sys`")]
+    NotInCore(PathBuf),
     /// The area has no card.
     #[error("the area {0} holds no crash card")]
     Missing(PathBuf),
@@ -36,7 +39,7 @@ pub enum CardError {
     #[error("the crash card in {0} is damaged (checksum)")]
     Damaged(PathBuf),
     /// The output cannot be written.
-    #[error("cannot write: {0}")]
+    #[error("cannot write")]
     Output(#[from] io::Error),
 }
 
@@ -49,10 +52,14 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<(), CardError> {
     match StoredCard::open(Path::new(&options.dump))? {
         StoredCard::Text(card) => Ok(write_clean(&card, out)?),
         StoredCard::NoArea => {
-            let log = map(&options.dump)?;
-            // A core is no log, and may be large.
-            let card = (!log.starts_with(b"\x7fELF")).then(|| card_of_log(&log)).flatten();
-            Ok(write_clean(&card.ok_or_else(|| CardError::NoArea(path()))?, out)?)
+            let bytes = map(&options.dump)?;
+            if bytes.starts_with(b"\x7fELF") {
+                let dump = Dump::open(&options.dump)?;
+                let card = dump.notes().card.ok_or_else(|| CardError::NotInCore(path()))?;
+                return Ok(write_clean(card, out)?);
+            }
+            let card = card_of_log(&bytes).ok_or_else(|| CardError::NoArea(path()))?;
+            Ok(write_clean(&card, out)?)
         }
         StoredCard::Missing => Err(CardError::Missing(path())),
         StoredCard::Damaged => Err(CardError::Damaged(path())),
@@ -83,19 +90,11 @@ mod tests {
     #[test]
     fn card_in_a_log_of_a_serial_line_is_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let log = b"[ 0.1] tinykdump: crash card\r\n[ 0.1] tinykdump: kernel   6.1\r\n\
+        let log = b"[ 0.1] tinykdump: crash card:\r\nkernel   6.1\r\n\
             [ 0.1] tinykdump: end of the crash card\r\n";
         std::fs::write(file.path(), log).unwrap();
         let mut out = Vec::new();
         run(&Options { dump: file.path().to_owned() }, &mut out).unwrap();
         assert_eq!(out, b"kernel   6.1\n");
-    }
-
-    #[test]
-    fn plain_core_is_told_to_have_none() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), b"\x7fELF").unwrap();
-        let error = run(&Options { dump: file.path().to_owned() }, &mut Vec::new()).unwrap_err();
-        assert!(error.to_string().contains("is no reserved area"), "{error}");
     }
 }

@@ -4,20 +4,17 @@ use std::io;
 
 use format::BLOCK;
 use format::note::Notes;
+use format::record;
 
 use super::blocks::BlockSet;
 use super::layout::CoreHead;
 use super::receiver::{Event, Receiver, Store};
 use super::text::ConsoleText;
 
-/// Name and type of the note that holds the card.
-const NAME: &[u8] = b"TINYKDUMP";
-const KIND: u32 = 0x544b_4402;
-
-/// What precedes the text on the payload's lines.
+/// What precedes the text on the payload's lines, but for those of the card.
 const SPEAKER: &str = "tinykdump: ";
-/// What the lines before and after the card contain.
-const BEGINS: &str = "crash card";
+/// What the lines before and after the card say.
+const BEGINS: &str = "crash card:";
 const ENDS: &str = "end of the crash card";
 
 /// Bytes of the head that are kept: registers of all CPUs, VMCOREINFO and the card fit.
@@ -77,22 +74,20 @@ fn in_head(receiver: &Receiver, bytes: &[u8]) -> Option<String> {
     )?;
     let notes = head.notes(present);
     let notes = bytes.get(notes.start as usize..notes.end as usize)?;
-    let note = Notes::new(notes).find(|note| note.name == NAME && note.kind == KIND)?;
+    let note = Notes::new(notes)
+        .find(|note| (note.name, note.kind) == (record::NAME, record::CARD_KIND))?;
     let card = std::str::from_utf8(note.desc).ok()?.trim_end_matches('\0');
     (!card.is_empty()).then(|| card.to_owned())
 }
 
 /// The card among the lines of the console.
 fn printed(text: &str) -> Option<String> {
-    let spoken = |line: &str| {
-        let (stamp, said) = line.split_once(SPEAKER)?;
-        stamp.starts_with('[').then(|| said.to_owned())
-    };
-    let mut lines = text.lines().filter_map(spoken);
-    lines.find(|line| line.contains(BEGINS) && !line.contains(ENDS))?;
+    let said = |line: &str| line.split_once(SPEAKER).map_or(line, |(_, said)| said).to_owned();
+    let mut lines = text.lines().map(said);
+    lines.find(|line| line == BEGINS)?;
     let mut card = String::new();
     // A card whose end did not come is as much of it as there is.
-    for line in lines.take_while(|line| !line.contains(ENDS)) {
+    for line in lines.take_while(|line| line != ENDS) {
         card += &line;
         card.push('\n');
     }
@@ -106,8 +101,8 @@ mod tests {
     #[test]
     fn printed_card_is_what_lies_between_its_marks() {
         let log = b"[   12.3] Kernel panic\r\n[    0.03] tinykdump: 64 MiB\r\n\
-            [    0.033123] tinykdump: crash card\r\n[    0.033150] tinykdump: kernel   6.1.0\r\n\
-            [    0.033160] tinykdump:   frame\r\n[    0.034] tinykdump: end of the crash card\r\n\
+            [    0.033123] tinykdump: crash card:\r\nkernel   6.1.0\r\n\
+\x20 frame\r\n[    0.034] tinykdump: end of the crash card\r\n\
             [    0.035] tinykdump: more\r\n";
         assert_eq!(card_of_log(log).as_deref(), Some("kernel   6.1.0\n  frame\n"));
         assert_eq!(card_of_log(b"login: \r\n"), None);

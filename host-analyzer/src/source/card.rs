@@ -1,6 +1,5 @@
-//! The crash card that the payload left in a reserved area.
-//!
-//! It is there as soon as the payload began to write: the core behind it may be anything.
+//! The crash card that the payload left in a reserved area, as soon as it began to write: the core before
+//! it may be anything. Cores have it in a note.
 
 use std::path::Path;
 
@@ -19,7 +18,7 @@ pub enum StoredCard {
     Missing,
     /// A card whose checksum is wrong.
     Damaged,
-    /// No reserved area. A core that was saved from one has no card in it.
+    /// No reserved area.
     NoArea,
 }
 

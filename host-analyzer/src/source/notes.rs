@@ -8,6 +8,8 @@ use crate::bytes;
 /// The notes of a core, sorted by what they are.
 #[derive(Clone, Default)]
 pub struct NoteBook<'a> {
+    /// The crash card.
+    pub card: Option<&'a str>,
     /// Registers, in the order of the notes: CPUs that saved none are left out.
     pub prstatus: Vec<Prstatus<'a>>,
     /// Whether QEMU wrote the notes: then there is one for each CPU, stopped or not.
@@ -27,6 +29,9 @@ impl<'a> NoteBook<'a> {
                 (b"CORE", note::NT_PRSTATUS) => book.prstatus.extend(Prstatus::parse(note.desc)),
                 (b"QEMU", _) => book.by_qemu = true,
                 (note::VMCOREINFO, _) => book.vmcoreinfo = Some(note.desc),
+                (record::NAME, record::CARD_KIND) => {
+                    book.card = core::str::from_utf8(note.desc).ok()
+                }
                 (record::NAME, record::KIND) => book.record = Record::from_desc(note.desc),
                 _ => {}
             }
