@@ -144,7 +144,8 @@ fn contents(file: &[u8], header: &SectionHeader) -> Option<Range<usize>> {
 /// The symbol table of a vmlinux, for kernels whose own cannot be found in the dump.
 pub struct ElfSymbols<'a> {
     names: &'a [u8],
-    /// Address and offset of the name, in ascending order of address.
+    /// Address and offset of the name, in ascending order of address; of several at one address, first
+    /// the one that the kernel's own table has first.
     symbols: Vec<(VirtAddr, u32)>,
 }
 
@@ -153,6 +154,8 @@ impl<'a> ElfSymbols<'a> {
     const SIZE: usize = 24;
     /// Types that name no place: sections, files (STT_SECTION, STT_FILE).
     const NO_PLACE: [u8; 2] = [3, 4];
+    /// Binding of weak symbols (STB_WEAK).
+    const WEAK: u8 = 2;
     /// Section number of absolute symbols (SHN_ABS).
     const ABSOLUTE: u16 = 0xfff1;
 
@@ -167,18 +170,34 @@ impl<'a> ElfSymbols<'a> {
             let address = VirtAddr(if moves { value.wrapping_add(offset) } else { value });
             // `$x` and `$d` mark code and data (ELF for the Arm 64-bit Architecture, 5.5.5).
             let mark = names.get(name as usize) == Some(&b'$');
-            (place && section != 0 && name != 0 && !mark).then_some((address, name))
+            let weak = raw[4] >> 4 == ElfSymbols::WEAK;
+            (place && section != 0 && name != 0 && !mark).then_some((address, weak, name))
         };
         let mut symbols: Vec<_> = table.chunks_exact(ElfSymbols::SIZE).filter_map(symbol).collect();
-        symbols.sort_by_key(|&(address, _)| address);
+        symbols.sort_by_cached_key(|&(address, weak, name)| {
+            let name = text(names, name);
+            (address, weak, is_bound(name), name.iter().take_while(|&&byte| byte == b'_').count())
+        });
+        let symbols = symbols.into_iter().map(|(address, _, name)| (address, name)).collect();
         ElfSymbols { names, symbols }
     }
 
     fn name(&self, offset: u32) -> Cow<'a, str> {
-        let rest = self.names.get(offset as usize..).unwrap_or_default();
-        let end = memchr::memchr(0, rest).unwrap_or(rest.len());
-        String::from_utf8_lossy(&rest[..end])
+        String::from_utf8_lossy(text(self.names, offset))
     }
+}
+
+fn text(names: &[u8], offset: u32) -> &[u8] {
+    let rest = names.get(offset as usize..).unwrap_or_default();
+    &rest[..memchr::memchr(0, rest).unwrap_or(rest.len())]
+}
+
+/// Whether a name looks like that of the start or the end of a section: where a function is at the same
+/// address, that one names it (order of symbols in scripts/kallsyms.c, 6.1).
+fn is_bound(name: &[u8]) -> bool {
+    let Some(name) = name.strip_prefix(b"__") else { return false };
+    let begins = [&b"start_"[..], b"stop_", b"end_"].iter().any(|it| name.starts_with(it));
+    begins || name.ends_with(b"_start") || name.ends_with(b"_end")
 }
 
 impl Symbols for ElfSymbols<'_> {
