@@ -188,6 +188,47 @@ fn nothing_is_said_to_a_machine_that_lives() {
     assert!(session.speak(10_100).is_some());
 }
 
+#[test]
+fn socket_that_answers_ends_exact() {
+    use std::io::{ErrorKind, Read, Write};
+    let desk = Desk::new();
+    let socket = desk.dump.with_file_name("line");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let payload = std::thread::spawn(move || {
+        let (mut line, _) = listener.accept().unwrap();
+        line.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        let mut payload = Payload::new(Extent::Full, STREAM);
+        payload.send();
+        let (mut sent, mut bytes) = (0, [0; 2048]);
+        while !payload.is_done {
+            for frame in std::mem::take(&mut payload.wire) {
+                sent += 1;
+                if sent % 5 != 0 {
+                    line.write_all(&frame).unwrap();
+                }
+            }
+            match line.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(size) => payload.hear(&bytes[..size]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => payload.end(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        payload.is_done
+    });
+    let options = crate::commands::receive::Options {
+        source: format!("unix:{}", socket.display()).parse().unwrap(),
+        output: desk.dump.clone(),
+        baud: 115_200,
+        listen: false,
+    };
+    let mut console = Vec::new();
+    assert!(crate::commands::receive::run(&options, &mut console).unwrap());
+    assert!(payload.join().unwrap(), "the payload was told that everything is there");
+    assert!(std::fs::read(&desk.dump).unwrap() == core(true));
+    assert!(String::from_utf8(console).unwrap().contains("tinykdump: a stage more\n"));
+}
+
 /// Blocks that a stream claims to have, far apart and many, cost no memory and no disk.
 #[test]
 fn hostile_sizes_are_not_believed() {
