@@ -257,8 +257,8 @@ impl Elfcorehdr {
         self.count
     }
 
-    /// The notes that program header `index` leads to, as much of them as fits into `scratch`; `None`
-    /// when it leads to none.
+    /// The notes that program header `index` leads to, as much of them as fits into `scratch`: nothing when
+    /// they cannot be read. `None` when it leads to none.
     pub fn notes<'s>(
         &self,
         machine: &mut dyn Machine,
@@ -272,8 +272,8 @@ impl Elfcorehdr {
         }
         let size = usize::try_from(header.file_size).unwrap_or(usize::MAX).min(scratch.len());
         let bytes = &mut scratch[..size];
-        machine.read_old(OldPhys(header.offset), bytes).ok()?;
-        Some(bytes)
+        let readable = machine.read_old(OldPhys(header.offset), bytes).is_ok();
+        Some(if readable { bytes } else { &[] })
     }
 
     fn each_load(

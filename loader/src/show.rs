@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use format::area::{CARD_BLOCK, State, Trailer};
+use format::area::{CARD_BLOCK, Reason, State, Trailer};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -46,8 +46,10 @@ pub struct Report {
     pub core_size: Option<u64>,
     /// Bytes of crash card; 0 when there is none.
     pub card_size: u32,
-    /// The crash card; null when there is none, or when it is damaged.
+    /// The crash card; null when there is none, or when it cannot be shown.
     pub card: Option<String>,
+    /// Why it cannot be shown.
+    pub card_error: Option<String>,
     /// What the core says; null in an empty area and when the core cannot be read.
     pub dump: Option<DumpReport>,
     /// Why the core cannot be read; null when it can, or there is none.
@@ -111,6 +113,10 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
             Err(error) => (None, Some(error.to_string())),
         },
     };
+    let (card, card_error) = match card(&area) {
+        Ok(card) => (card, None),
+        Err(why) => (None, Some(why)),
+    };
     let Trailer { state, reason, uuid, sequence, core_size, card_size, .. } = area.trailer;
     Ok(Report {
         path: path.display().to_string(),
@@ -127,17 +133,22 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
         sequence,
         core_size: (core_size > 0).then_some(core_size),
         card_size,
-        card: card(&area),
+        card,
+        card_error,
         dump,
         dump_error,
     })
 }
 
-/// The crash card, which stands in an area that was saved since no more.
-fn card(area: &Area<'_>) -> Option<String> {
+/// The crash card, which stands in an area that was saved since no more; or why it cannot be shown.
+fn card(area: &Area<'_>) -> Result<Option<String>, String> {
+    if area.trailer.card_size == 0 {
+        return Ok(None);
+    }
     let mut block = vec![0; CARD_BLOCK as usize];
-    area.read_at(&mut block, area.layout.card).ok()?;
-    area.trailer.card(&block).map(str::to_owned)
+    area.read_at(&mut block, area.layout.card).map_err(|error| error.to_string())?;
+    let card = area.trailer.card(&block).map(str::to_owned);
+    card.map(Some).ok_or_else(|| "it is damaged (checksum)".to_owned())
 }
 
 fn notable(area: &Area<'_>) -> Result<Notable, CoreError> {
@@ -199,17 +210,14 @@ impl fmt::Display for Report {
 
 impl Report {
     fn fmt_card(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.card {
-            Some(card) => {
-                writeln!(f, "crash card")?;
-                card.lines().try_for_each(|line| writeln!(f, "  {}", printable(line)))
-            }
-            None if self.card_size > 0 => {
-                writeln!(f, "crash card")?;
-                writeln!(f, "  not readable  it is damaged (checksum)")
-            }
-            None => Ok(()),
+        if self.card.is_some() || self.card_error.is_some() {
+            writeln!(f, "crash card")?;
         }
+        if let Some(why) = &self.card_error {
+            writeln!(f, "  not readable  {why}")?;
+        }
+        let lines = self.card.iter().flat_map(|card| card.lines());
+        lines.map(printable).try_for_each(|line| writeln!(f, "  {line}"))
     }
 
     /// What the user can do now.
@@ -217,6 +225,11 @@ impl Report {
         match self.state {
             "empty" => format!("Ready for a crash (capture.to=disk:uuid={}).", self.uuid),
             "complete" => format!("Save the dump with `loader save {} DIR`.", self.path),
+            _ if self.reason == Some(Reason::NoRoom.text()) => format!(
+                "There is no dump: the area must be larger. Reserve another one, or make room and \
+                 `loader reserve {}` again.",
+                self.path
+            ),
             _ => format!(
                 "The dump is not complete; save what there is with `loader save --incomplete {} \
                  DIR`.",

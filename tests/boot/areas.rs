@@ -90,6 +90,7 @@ fn area_that_is_too_small_gets_the_crash_card_alone(arch: &'static str) -> Resul
     ensure!(card.contains("Kernel panic - not syncing: sysrq triggered crash"), "{card}");
     let shown = bench.loader.show(&disk.image)?;
     ensure!(shown.contains("the dump does not fit into the area"), "{shown}");
+    ensure!(shown.contains("the area must be larger"), "{shown}");
     Ok(())
 }
 

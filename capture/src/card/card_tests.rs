@@ -1,11 +1,13 @@
 //! Whole cards, of kernels made by hand.
 
+use std::boxed::Box;
 use std::format;
 use std::string::String;
 use std::vec::Vec;
 
 use super::CARD_BLOCK;
-use super::testing::{BASE, World, at};
+use super::Card;
+use super::testing::{BASE, HEADERS, World, at};
 
 const CALL: u16 = 0x005;
 
@@ -282,4 +284,16 @@ fn damaged_memory_costs_lines_and_nothing_else() {
         assert!(card.len() <= CARD_BLOCK as usize);
         assert!(card.contains("  rip ffffffff81"), "{card}");
     }
+}
+
+#[test]
+fn cpu_whose_registers_cannot_be_read_keeps_its_number() {
+    panicked().crash(|machine, source| {
+        // The note of CPU 0.
+        machine.poisoned.push(HEADERS + 0x10000);
+        let mut card = Box::new(Card::new());
+        card.make(machine, source, &mut [0; 8192], &mut crate::dump::Silence);
+        assert!(card.text().contains("\ncall trace of CPU 1\n"), "{}", card.text());
+        assert!(!card.text().contains("CPU 0"), "{}", card.text());
+    });
 }

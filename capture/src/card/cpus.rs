@@ -12,6 +12,8 @@ use crate::elfcorehdr::Elfcorehdr;
 /// Where they are in struct elf_prstatus of 64-bit kernels.
 const PID: usize = 32;
 const REGISTERS: usize = 112;
+/// More than any machine of today has: so many program headers and notes are looked at.
+const MAX_CPUS: u64 = 4096;
 /// Words of registers that are kept: arm64 has the most.
 const WORDS: usize = 34;
 
@@ -159,7 +161,7 @@ impl Cpus {
         machine: &mut dyn Machine,
         scratch: &mut [u8],
     ) -> Option<Cpu> {
-        while self.header < headers.count() {
+        while self.header < headers.count().min(MAX_CPUS) && self.number < MAX_CPUS {
             if let Some(bytes) = headers.notes(machine, self.header, scratch) {
                 let notes = Notes::new(bytes);
                 let saved =

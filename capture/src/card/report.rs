@@ -22,8 +22,6 @@ const LINE: usize = log::TEXT + 64;
 /// Bytes of the log's end that are shown, and the least that a record takes of them.
 const LOG_BYTES: usize = 8 << 10;
 const LOG_PREFIX: usize = 17;
-/// CPUs that are shown: those of the largest machines of today.
-const MAX_CPUS: usize = 4096;
 /// Registers on a line.
 const IN_A_LINE: usize = 3;
 
@@ -89,8 +87,7 @@ impl Report<'_, '_> {
         let architecture = self.source.headers.architecture();
         let (mut first, mut by_log) = (None, None);
         let mut cpus = Cpus::default();
-        for _ in 0..MAX_CPUS {
-            let Some(cpu) = self.next_cpu(&mut cpus) else { break };
+        while let Some(cpu) = self.next_cpu(&mut cpus) {
             let is_told = match told {
                 Some(told) => u64::from(told) == cpu.number,
                 None => cpu
@@ -189,8 +186,7 @@ impl Report<'_, '_> {
         let crasher = crasher.map(|cpu| cpu.number);
         for with_registers in [false, true] {
             let mut cpus = Cpus::default();
-            for _ in 0..MAX_CPUS {
-                let Some(cpu) = self.next_cpu(&mut cpus).filter(|_| self.room > 0) else { break };
+            while let Some(cpu) = self.next_cpu(&mut cpus).filter(|_| self.room > 0) {
                 if crasher == Some(cpu.number) {
                     continue;
                 }

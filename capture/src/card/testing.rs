@@ -21,7 +21,7 @@ use super::{Card, Sink};
 pub const BASE: u64 = 0xffff_ffff_8100_0000;
 const SIZE: u64 = 4 << 20;
 /// Where `elfcorehdr` is, outside of old memory.
-const HEADERS: u64 = 0x1000_0000;
+pub const HEADERS: u64 = 0x1000_0000;
 
 /// Where things are, from [`BASE`] on.
 pub mod at {

@@ -36,6 +36,7 @@ const COMPLETE_JSON: &str = r#"{
   "core_size": 3149824,
   "card_size": 0,
   "card": null,
+  "card_error": null,
   "dump": {
     "kernel_release": "6.1.0-42-amd64",
     "crash_time": 1767225599,
