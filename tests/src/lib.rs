@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod card;
 pub mod core_file;
 pub mod crash;
 pub mod incomplete;
 pub mod listing;
+pub mod module;
 pub mod peers;
 pub mod stream;
 pub mod trace;

@@ -156,6 +156,7 @@ fn in_kernel(frames: Vec<DrgnFrame>) -> Vec<Frame> {
     in_kernel
         .map(|frame| Frame {
             function: frame.name,
+            module: None,
             offset: None,
             address: Some(frame.pc),
             inlined: frame.inlined,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::core_file::Symbols;
 
@@ -12,12 +12,34 @@ use crate::core_file::Symbols;
 pub struct Frame {
     /// The function's name.
     pub function: String,
+    /// The module that it is in; `None` for the kernel's image, and where the source does not say.
+    pub module: Option<String>,
     /// Offset of the return address in it; `None` when the source does not say.
     pub offset: Option<u64>,
     /// The return address; `None` when the source does not say.
     pub address: Option<u64>,
     /// Whether the function has no frame of its own in the machine.
     pub inlined: bool,
+}
+
+impl Frame {
+    /// A frame of its own at a place as it is printed: `vfs_write+0xc7/0x3f0`, `vfs_write+0xc7`,
+    /// `virtblk_probe+0x56/0x98 [virtio_blk]`.
+    #[must_use]
+    pub fn at(place: &str) -> Option<Frame> {
+        let (function, rest) = place.split_once("+0x")?;
+        let mut words = rest.split_whitespace();
+        let digits = words.next()?.split('/').next()?;
+        let offset = u64::from_str_radix(digits, 16).ok()?;
+        let module = words.next().and_then(|word| word.strip_prefix('[')?.strip_suffix(']'));
+        (!function.contains(char::is_whitespace)).then(|| Frame {
+            function: function.to_owned(),
+            module: module.map(str::to_owned),
+            offset: Some(offset),
+            address: None,
+            inlined: false,
+        })
+    }
 }
 
 /// The call trace that the kernel printed after its panic message. Entries with a question mark,
@@ -27,26 +49,44 @@ pub struct Frame {
 /// When there is none.
 pub fn of_kernel(text: &str) -> Result<Vec<Frame>> {
     let (_, after) = text.split_once("Kernel panic - not syncing").context("no panic message")?;
+    in_report(after)
+}
+
+/// The call trace in a report of the kernel's, from the place itself on if it is about an exception.
+///
+/// # Errors
+/// When there is none.
+pub fn in_report(text: &str) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
-    let mut lines = after.lines().filter_map(|line| Some(line.split_once("] ")?.1.trim()));
-    // `Call Trace:` on x86_64, `Call trace:` on aarch64.
-    lines.find(|said| said.eq_ignore_ascii_case("call trace:")).context("no call trace")?;
+    let mut lines = text.lines().filter_map(|line| Some(line.split_once("] ")?.1.trim()));
+    loop {
+        let said = lines.next().context("no call trace")?;
+        // `Call Trace:` on x86_64, `Call trace:` on aarch64.
+        if said.eq_ignore_ascii_case("call trace:") {
+            break;
+        }
+        frames.extend(interrupted(said));
+    }
     // x86_64 says which stack a part is on, and ends with </TASK>; registers may come in between.
     let mut has_end = false;
     for said in lines {
         // [    4.631844]  sysrq_handle_crash+0x16/0x20
-        match function_and_offset(said) {
-            Some((function, offset)) => {
-                frames.push(Frame { function, offset, address: None, inlined: false });
-            }
+        match Frame::at(said).or_else(|| interrupted(said)) {
+            Some(frame) => frames.push(frame),
             None if said == "</TASK>" => break,
             None if said.starts_with('<') => has_end = true,
             None if said.starts_with('?') || has_end => {}
             None => break,
         }
     }
-    ensure!(!frames.is_empty(), "no call trace after the panic message:\n{text}");
+    ensure!(!frames.is_empty(), "no call trace in:\n{text}");
     Ok(frames)
+}
+
+/// Where x86_64 was in the kernel when an exception or an interrupt came: it says so among the
+/// registers, and leaves the place out of the trace. (0x10 is the kernel's code segment.)
+fn interrupted(said: &str) -> Option<Frame> {
+    Frame::at(said.strip_prefix("RIP: 0010:")?)
 }
 
 /// The backtrace in the output of `host-analyzer bt`:
@@ -65,15 +105,20 @@ pub fn of_analyzer(text: &str) -> Result<Vec<Frame>> {
         if !inlined && !line.starts_with('#') {
             continue;
         }
-        let words = line.split_whitespace().skip(if inlined { 1 } else { 2 });
-        let [name, "at", address] = words.take(3).collect::<Vec<_>>()[..] else {
-            bail!("not a frame: {line:?}");
-        };
-        let (function, offset) =
-            function_and_offset(name).unwrap_or_else(|| (name.to_owned(), None));
+        // The first bracket closes `[inlined]` or the stack's address.
+        let place = line.split_once(']').and_then(|(_, rest)| rest.trim_start().split_once(" at "));
+        let (place, rest) = place.with_context(|| format!("not a frame: {line:?}"))?;
+        let address = rest.split_whitespace().next().unwrap_or_default();
         let address =
             u64::from_str_radix(address, 16).with_context(|| format!("no address in {line:?}"))?;
-        frames.push(Frame { function, offset, address: Some(address), inlined });
+        let frame = Frame::at(place).unwrap_or_else(|| Frame {
+            function: place.to_owned(),
+            module: None,
+            offset: None,
+            address: None,
+            inlined,
+        });
+        frames.push(Frame { address: Some(address), ..frame });
     }
     ensure!(!frames.is_empty(), "no frames in:\n{text}");
     Ok(frames)
@@ -120,40 +165,35 @@ pub fn agree(ours: &[Frame], printed: &[Frame], vmlinux: &Path) -> Result<bool> 
     Ok(agree)
 }
 
+/// `function+0x16 [module]` of every frame that has one of its own, to compare and to show.
+#[must_use]
+pub fn listing(frames: &[Frame]) -> Vec<String> {
+    let own = frames.iter().filter(|frame| !frame.inlined);
+    own.map(|frame| {
+        let offset = frame.offset.map(|offset| format!("+{offset:#x}")).unwrap_or_default();
+        let module = frame.module.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
+        format!("{}{offset}{module}", frame.function)
+    })
+    .collect()
+}
+
 /// Whether a frame of ours and one that the kernel printed are the same return address. Where a
 /// function's last instruction calls something that never returns, the address is already the next
 /// function's, and that one is named by the kernel: `sysrq_reset_seq_param_set+0x0` on arm64 6.1.
-fn same_place(ours: &Frame, printed: &Frame, vmlinux: &Path) -> Result<bool> {
-    if (&ours.function, ours.offset) == (&printed.function, printed.offset) {
+///
+/// # Errors
+/// When `vmlinux` cannot be read or lacks a function.
+pub fn same_place(ours: &Frame, printed: &Frame, vmlinux: &Path) -> Result<bool> {
+    let place = |frame: &Frame| (frame.function.clone(), frame.module.clone(), frame.offset);
+    if place(ours) == place(printed) {
         return Ok(true);
     }
-    if printed.offset != Some(0) {
+    if printed.offset != Some(0) || printed.module.is_some() || ours.module.is_some() {
         return Ok(false);
     }
     let symbols = Symbols::read(vmlinux)?;
     let end = symbols.address(&ours.function)? + ours.offset.context("no offset")?;
     Ok(symbols.address(&printed.function)? == end)
-}
-
-/// `function+0x16` of every frame that has one of its own, to compare and to show.
-#[must_use]
-pub fn listing(frames: &[Frame]) -> Vec<String> {
-    let own = frames.iter().filter(|frame| !frame.inlined);
-    own.map(|frame| match frame.offset {
-        Some(offset) => format!("{}+{offset:#x}", frame.function),
-        None => frame.function.clone(),
-    })
-    .collect()
-}
-
-/// `vfs_write+0xc7/0x3f0` or `vfs_write+0xc7`, in parts.
-fn function_and_offset(text: &str) -> Option<(String, Option<u64>)> {
-    let (function, rest) = text.split_once("+0x")?;
-    if function.contains(char::is_whitespace) {
-        return None;
-    }
-    let digits = rest.split(|c: char| !c.is_ascii_hexdigit()).next()?;
-    Some((function.to_owned(), Some(u64::from_str_radix(digits, 16).ok()?)))
 }
 
 #[cfg(test)]
@@ -189,6 +229,26 @@ mod tests {
         let frames = of_kernel(text).unwrap();
         assert_eq!(listing(&frames), ["panic+0x118", "sysrq_handle_crash+0x16"]);
         assert_eq!(listing(from_crash(&frames).unwrap()), ["sysrq_handle_crash+0x16"]);
+    }
+
+    #[test]
+    fn place_of_an_exception_comes_first_and_that_of_an_interrupt_where_it_came() {
+        let text = "[    3.2] CPU: 0 PID: 1 Comm: init\n\
+                    [    3.2] RIP: 0010:inner+0xa/0x20 [crash]\n[    3.2] Call Trace:\n\
+                    [    3.2]  <IRQ>\n[    3.2]  asm_exc+0x1/0x2\n[    3.2]  </IRQ>\n\
+                    [    3.2]  <TASK>\n[    3.2] RIP: 0010:idle+0xb/0x10\n\
+                    [    3.2]  do_idle+0x3/0x4\n[    3.2] RIP: 0033:0x47b7a0\n\
+                    [    3.2]  </TASK>\n";
+        let frames = in_report(text).unwrap();
+        let expected = ["inner+0xa [crash]", "asm_exc+0x1", "idle+0xb", "do_idle+0x3"];
+        assert_eq!(listing(&frames), expected);
+    }
+
+    #[test]
+    fn functions_of_modules_are_named_with_their_module() {
+        let text = " #8 [ff4ccea640013a38] lockup+0xa [crash] at ffffffffc03040ea\n\
+                     --- <IRQ stack> ---\n #10 [ff4ccea640013a90] set+0x94 at ffffffff95ebd7d4\n";
+        assert_eq!(listing(&of_analyzer(text).unwrap()), ["lockup+0xa [crash]", "set+0x94"]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Trigger {
     Sysrq,
     /// The same on the CPU with this number.
     SysrqOnCpu(u32),
+    /// This shell command, run by the shell that is process 1.
+    Shell(&'static str),
     /// Nothing in the guest: whoever runs it does something to the machine.
     FromOutside,
 }
@@ -54,6 +56,8 @@ pub struct Scenario {
     pub append: String,
     /// What lies in the guest's memory before its kernel starts.
     pub blobs: Vec<Blob>,
+    /// Kernel modules that the guest loads beside its disks' drivers.
+    pub modules: Vec<PathBuf>,
     /// Shell commands that the guest runs when the payload is loaded; `say` prints a line.
     pub before: String,
     /// What brings the kernel down.
@@ -75,6 +79,7 @@ impl Scenario {
             kernel_options: String::new(),
             append: format!("console={},115200n8", target.qemu.console),
             blobs: Vec::new(),
+            modules: Vec::new(),
             before: String::new(),
             trigger: Trigger::Sysrq,
         }
@@ -157,7 +162,9 @@ impl Guest<'_> {
         let initrd = directory.join("initramfs.cpio");
         let kernel = kernel(self.fixtures, self.target, scenario, DebugInfo::No)?;
         let variant = self.target.machine(&scenario.machine)?;
-        std::fs::write(&initrd, self.initramfs(scenario, &modules(&kernel, variant)?)?)?;
+        let mut modules = modules(&kernel, variant)?;
+        modules.extend_from_slice(&scenario.modules);
+        std::fs::write(&initrd, self.initramfs(scenario, &modules)?)?;
         let firmware = match &variant.firmware {
             Some(it) => Some(self.fixtures.packages(&it.packages)?.file(&it.file)?),
             None => None,
@@ -273,6 +280,7 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
         Trigger::SysrqOnCpu(cpu) => {
             format!("taskset -c {cpu} sh -c 'echo c > /proc/sysrq-trigger'")
         }
+        Trigger::Shell(command) => command.to_owned(),
         Trigger::FromOutside => "while :; do sleep 1; done".to_owned(),
     };
     let mut script = String::from(

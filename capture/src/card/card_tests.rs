@@ -224,6 +224,11 @@ fn cause_is_the_most_telling_line_and_not_an_old_one() {
     };
     let bug = [(50, "kernel BUG at mm/slub.c:1!"), (50, "invalid opcode: 0000 [#1] SMP")];
     assert_eq!(cause(&bug).as_deref(), Some("[   50.000000] kernel BUG at mm/slub.c:1!"));
+    let arm64 = [
+        (50, "kernel BUG at mm/slub.c:1!"),
+        (50, "Internal error: Oops - BUG: 00000000f2000800 [#1] SMP"),
+    ];
+    assert_eq!(cause(&arm64).as_deref(), Some("[   50.000000] kernel BUG at mm/slub.c:1!"));
     let trap = [(50, "divide error: 0000 [#1] SMP")];
     assert_eq!(cause(&trap).as_deref(), Some("[   50.000000] divide error: 0000 [#1] SMP"));
     assert_eq!(cause(&[(99, "sysrq: Trigger a crash")]), None, "that one was survived");

@@ -236,10 +236,11 @@ impl LastWords {
             self.panic = Some((time, kept()));
         } else if time < last.saturating_sub(RECENT) {
             return;
+        } else if EXCEPTIONS.iter().any(|sign| says(sign)) {
+            // First: arm64 says `Internal error: Oops - BUG: ` behind the line with file and number.
+            self.exception.get_or_insert_with(|| (time, kept()));
         } else if self.cause.is_none() && CAUSES.iter().any(|sign| says(sign)) {
             self.cause = Some((time, kept()));
-        } else if self.exception.is_none() && EXCEPTIONS.iter().any(|sign| says(sign)) {
-            self.exception = Some((time, kept()));
         }
         if self.who.is_none() && says("CPU: ") && says(" PID: ") && says(" Comm: ") {
             self.who = Some(kept());

@@ -143,6 +143,18 @@ impl Log {
             newest.find(wanted).map(str::to_owned)
         })
     }
+
+    /// The CPU that the newest report of a crash is about: `CPU: 1 PID: 42 Comm: insmod ...`
+    /// (dump_stack_print_info, lib/dump_stack.c, 6.1).
+    #[must_use]
+    pub fn reporting_cpu(&self) -> Option<u32> {
+        let mut newest = self.records.iter().rev().flat_map(|record| record.text.lines());
+        newest.find_map(|line| {
+            let (cpu, who) = line.strip_prefix("CPU: ")?.split_once(' ')?;
+            let cpu = cpu.parse().ok()?;
+            (who.trim_start().starts_with("PID: ") && who.contains(" Comm: ")).then_some(cpu)
+        })
+    }
 }
 
 /// Why a record cannot be had.
@@ -384,6 +396,18 @@ OFFSET(prb_data_ring.data)=8
         assert_eq!(log.panic_line(), Some(panic.text));
         let log = Log { records: vec![record("hello"), oops.clone()], ..Log::default() };
         assert_eq!(log.panic_line(), Some(oops.text));
+    }
+
+    #[test]
+    fn cpu_of_the_newest_report_is_found() {
+        let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
+        let older = record("CPU: 0 PID: 7 Comm: kworker Not tainted 6.1.0 #1");
+        let newer = record("CPU: 1 PID: 1 Comm: init Kdump: loaded Tainted: G 6.1.0 #1");
+        let other = record("CPU: x PID: 1 Comm: y");
+        let records = vec![older, newer, other, record("CPU: 3")];
+        let log = Log { records, ..Log::default() };
+        assert_eq!(log.reporting_cpu(), Some(1));
+        assert_eq!(Log::default().reporting_cpu(), None);
     }
 
     proptest! {

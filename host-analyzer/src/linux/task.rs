@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::kernel::Kernel;
 use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
+use super::printk::Log;
 use super::{Linux, list};
 
 /// Where the members of struct task_struct lie, in bytes. Names as in include/linux/sched.h.
@@ -221,7 +222,8 @@ impl Linux<'_, '_> {
     }
 
     /// The CPU that panicked; without a panic the one that crashed, else the one whose registers
-    /// were saved on the way into the capture kernel, else the first.
+    /// were saved on the way into the capture kernel, else the one that the log says it of (those of an
+    /// exception are saved where it happened), else the first.
     ///
     /// # Errors
     /// Those of [`Linux::percpu`].
@@ -237,8 +239,12 @@ impl Linux<'_, '_> {
         let left = |&&cpu: &&u32| {
             self.saved_registers(cpu).is_some_and(|registers| self.left_for_capture(&registers))
         };
-        let left = percpu.present.iter().find(left);
-        Ok(left.or(percpu.online.first()).copied().unwrap_or(0))
+        if let Some(&left) = percpu.present.iter().find(left) {
+            return Ok(left);
+        }
+        let said = Log::read(self.kernel).ok().and_then(|log| log.reporting_cpu());
+        let said = said.filter(|cpu| percpu.present.contains(cpu));
+        Ok(said.or(percpu.online.first().copied()).unwrap_or(0))
     }
 
     /// Whether a CPU saved these registers as its own before it jumped to the capture kernel: other
