@@ -35,7 +35,7 @@ pub trait Transmitter {
     fn is_idle(&mut self) -> bool;
 
     /// Longest wait for it to take something, or to have sent everything, in microseconds.
-    fn patience_us(&self) -> u64 {
+    fn patience_us(&mut self) -> u64 {
         SEND_US
     }
 }

@@ -158,7 +158,7 @@ impl<T: Transport> Transmitter for VirtioConsole<'_, T> {
         !self.memory.transmit.is_busy()
     }
 
-    fn patience_us(&self) -> u64 {
+    fn patience_us(&mut self) -> u64 {
         if self.is_broken { 0 } else { TAKE_US }
     }
 }
