@@ -3,6 +3,7 @@
 //! | option | meaning |
 //! |---|---|
 //! | `console=ttyS0,115200n8` | where to print: ttyS0 to ttyS3; the speed is kept when none is given. `ttyAMA0` stands for the port that firmware names |
+//! | `console=PORT` | the same, for ports that are named by where their registers are |
 //! | `capture.to=disk` | the first reserved area found (default) |
 //! | `capture.to=disk:uuid=UUID` | the area with this uuid and no other |
 //! | `capture.to=serial` | over the console's port |
@@ -14,7 +15,8 @@
 //! A PORT is named as Linux names consoles and early consoles (earlycon=, Documentation/admin-guide/
 //! kernel-parameters.txt, 6.12): `ttyS1,921600n8`, `uart8250,io,0x3f8,115200n8`,
 //! `uart8250,mmio,ADDRESS`, `uart8250,mmio32,ADDRESS`, `pl011,ADDRESS`, `sbsa,ADDRESS`; the speed may be left
-//! out, and is then kept.
+//! out, and is then kept. A dump also goes over `hvc0`, the first virtio console that is found. Names
+//! like `ttyAMA0` are not understood: which port that is depends on the order of Linux's drivers.
 
 use format::frame::Extent;
 
@@ -59,6 +61,8 @@ pub enum PortPlace {
         /// Data and flags are all it has.
         sbsa: bool,
     },
+    /// The first virtio console that is found.
+    VirtioConsole,
 }
 
 /// A serial port.
@@ -85,8 +89,8 @@ pub enum After {
 /// The serial port to print on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Console {
-    /// Number of the port: 0 for ttyS0.
-    pub port: u8,
+    /// Where it is; `None` leaves that to the machine.
+    pub place: Option<PortPlace>,
     /// Bits per second; `None` leaves the line as the dead kernel had it.
     pub baud: Option<u32>,
 }
@@ -109,7 +113,19 @@ pub struct Options<'a> {
     pub refused: Option<&'a str>,
 }
 
+/// How else to name a port that has a name of Linux's.
+const NAME_BY_REGISTERS: &str = "only Linux knows which port that is: use serial for the console's, or name another one by its \
+     registers, as in serial:pl011,ADDRESS";
+
 impl<'a> Options<'a> {
+    /// What to write instead of the word that was refused, if that is known.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        let port = self.refused?.strip_prefix("capture.to=serial:")?;
+        let is_linux_name = port.starts_with("tty") || port.starts_with("hvc");
+        is_linux_name.then_some(NAME_BY_REGISTERS)
+    }
+
     /// Reads the command line.
     #[must_use]
     pub fn parse(command_line: &'a str) -> Options<'a> {
@@ -117,8 +133,9 @@ impl<'a> Options<'a> {
         for word in command_line.split_ascii_whitespace() {
             let understood = match word.split_once('=').unwrap_or((word, "")) {
                 ("console", value) => {
-                    // Other consoles are the dead kernel's business: tty0, hvc0, netcon0.
-                    options.console = parse_console(value).unwrap_or(options.console);
+                    // Other consoles are the dead kernel's business: tty0, hvc0, ttyAMA0, netcon0.
+                    options.console =
+                        parse_console(value, options.console).unwrap_or(options.console);
                     true
                 }
                 ("capture.to", value) => {
@@ -150,13 +167,21 @@ impl<'a> Options<'a> {
     }
 }
 
-fn parse_console(value: &str) -> Option<Console> {
+fn parse_console(value: &str, before: Console) -> Option<Console> {
     let (name, mode) = value.split_once(',').unwrap_or((value, ""));
-    // Which port of the others it is, firmware says.
-    let port = if name.starts_with("ttyAMA") { 0 } else { parse_pc_port(name)? };
+    let place = if name.starts_with("ttyAMA") {
+        // Which port that is, firmware says, or an option before.
+        before.place
+    } else if let Some(number) = parse_pc_port(name) {
+        Some(PortPlace::Pc(number))
+    } else {
+        let port = parse_port(value).filter(|port| port.place != PortPlace::VirtioConsole)?;
+        return Some(Console { place: Some(port.place), baud: port.baud });
+    };
+    // What the dead kernel understood of it is good enough: 115200n8r, 9600e7.
     let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
     let baud = mode[..digits].parse().ok().filter(|&baud| baud > 0);
-    Some(Console { port, baud })
+    Some(Console { place, baud })
 }
 
 /// `ttyS0` to `ttyS3`.
@@ -166,6 +191,9 @@ fn parse_pc_port(name: &str) -> Option<u8> {
 
 /// A serial port, as the module's documentation says.
 fn parse_port(value: &str) -> Option<Port> {
+    if value == "hvc0" {
+        return Some(Port { place: PortPlace::VirtioConsole, baud: None });
+    }
     let (name, rest) = value.split_once(',').unwrap_or((value, ""));
     if name.starts_with("ttyS") {
         let baud = if rest.is_empty() { None } else { Some(parse_mode(rest)?) };
@@ -304,11 +332,27 @@ mod tests {
     #[test]
     fn console_is_the_last_serial_one() {
         let console = Options::parse("console=ttyS1,9600n8 console=ttyS3,115200n8 console=tty0");
-        assert_eq!(console.console, Console { port: 3, baud: Some(115_200) });
-        assert_eq!(Options::parse("console=ttyS2").console, Console { port: 2, baud: None });
+        let pc = |number, baud| Console { place: Some(PortPlace::Pc(number)), baud };
+        assert_eq!(console.console, pc(3, Some(115_200)));
+        assert_eq!(Options::parse("console=ttyS2").console, pc(2, None));
+        assert_eq!(Options::parse("console=ttyS1,9600e7r").console, pc(1, Some(9600)));
         assert_eq!(Options::parse("console=ttyS9,115200").console, Console::default());
         let arm = Options::parse("console=ttyAMA0,57600n8 console=tty0").console;
-        assert_eq!(arm, Console { port: 0, baud: Some(57_600) });
+        assert_eq!(arm, Console { place: None, baud: Some(57_600) });
+    }
+
+    #[test]
+    fn console_may_be_named_by_its_registers() {
+        let console = |text: &str| Options::parse(text).console;
+        let pl011 = PortPlace::Pl011 { at: 0x900_0000, sbsa: false };
+        let expected = Console { place: Some(pl011), baud: Some(115_200) };
+        assert_eq!(console("console=pl011,0x9000000,115200n8 console=ttyAMA0"), expected);
+        let expected = Console { place: Some(PortPlace::Io(0x2f8)), baud: None };
+        assert_eq!(console("console=ttyS0,9600 console=uart8250,io,0x2f8"), expected);
+        for other in ["hvc0", "uart8250,0x2f8", "pl011,there", "ttyAMA0"] {
+            let text = std::format!("console={other}");
+            assert_eq!(console(&text), Console::default(), "{other}");
+        }
     }
 
     #[test]
@@ -337,8 +381,11 @@ mod tests {
         assert_eq!(to("pl011,0x9000000"), is(pl011, None));
         assert_eq!(to("pl011,mmio32,0x9000000,115200"), is(pl011, Some(115_200)));
         assert_eq!(to("sbsa,0x9000000"), is(PortPlace::Pl011 { at: 0x900_0000, sbsa: true }, None));
+        assert_eq!(to("hvc0"), is(PortPlace::VirtioConsole, None));
         for wrong in [
             "",
+            "hvc1",
+            "hvc0,115200",
             "ttyS4",
             "ttyAMA0",
             "ttyS1,fast",
@@ -349,6 +396,21 @@ mod tests {
         ] {
             assert_eq!(to(wrong), To::Refused, "{wrong}");
         }
+    }
+
+    #[test]
+    fn port_that_only_linux_knows_is_refused_with_advice() {
+        for (word, has_advice) in [
+            ("capture.to=serial:ttyAMA0,115200", true),
+            ("capture.to=serial:hvc3", true),
+            ("capture.to=serial:pl011", false),
+            ("capture.to=nfs:tty", false),
+        ] {
+            let options = Options::parse(word);
+            assert_eq!(options.refused, Some(word));
+            assert_eq!(options.advice().is_some(), has_advice, "{word}");
+        }
+        assert_eq!(Options::parse("capture.to=serial").advice(), None);
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub trait Transmitter {
 
     /// Whether everything has left the port.
     fn is_idle(&mut self) -> bool;
+
+    /// Longest wait for it to take something, or to have sent everything, in microseconds.
+    fn patience_us(&mut self) -> u64 {
+        SEND_US
+    }
 }
 
 /// A serial port. A port that does not take a character in time is given up: output is
@@ -60,7 +65,8 @@ impl<T: Transmitter> SerialPort<T> {
             let mut sent = self.transmitter.send_some(bytes);
             if sent == 0 {
                 let (transmitter, arrived) = (&mut self.transmitter, &mut self.arrived);
-                let room = Deadline::after_us(clock, SEND_US).poll(clock, || {
+                let deadline = Deadline::after_us(clock, transmitter.patience_us());
+                let room = deadline.poll(clock, || {
                     take_in(transmitter, arrived);
                     Some(transmitter.send_some(bytes)).filter(|&sent| sent > 0)
                 });
@@ -87,8 +93,9 @@ impl<T: Transmitter> SerialPort<T> {
     pub fn drain(&mut self, clock: &dyn Clock) {
         if self.alive {
             let transmitter = &mut self.transmitter;
+            let deadline = Deadline::after_us(clock, transmitter.patience_us());
             let idle = || transmitter.is_idle().then_some(());
-            self.alive = Deadline::after_us(clock, SEND_US).poll(clock, idle).is_ok();
+            self.alive = deadline.poll(clock, idle).is_ok();
         }
     }
 }

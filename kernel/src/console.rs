@@ -10,11 +10,11 @@ use drivers::firmware::Firmware;
 use drivers::serial::SerialPort;
 use spin::Mutex;
 
-use crate::arch;
 use crate::memory::PhysicalMemory;
+use crate::port::{self, Uart};
 use crate::time::PayloadClock;
 
-static PORT: Mutex<Option<SerialPort<arch::console::Port>>> = Mutex::new(None);
+static PORT: Mutex<Option<SerialPort<Uart>>> = Mutex::new(None);
 
 /// Opens the console's port, if it is not open and enough is known of the machine. Without one, lines
 /// go nowhere. Returns whether it was opened now.
@@ -23,8 +23,10 @@ pub fn open(options: Console, firmware: &Firmware, memory: &PhysicalMemory<'_>) 
     if open.is_some() {
         return false;
     }
-    *open = arch::console::port(options, firmware, memory)
-        .map(|port| SerialPort::open(&PayloadClock, port, options.baud));
+    let place = port::console(options, firmware);
+    *open = place
+        .and_then(|place| Uart::at(place, |at, size| memory.map_early(at, size)))
+        .map(|registers| SerialPort::open(&PayloadClock, registers, options.baud));
     open.is_some()
 }
 
@@ -74,7 +76,7 @@ pub fn drain() {
     }
 }
 
-struct Lines<'a>(&'a mut SerialPort<arch::console::Port>);
+struct Lines<'a>(&'a mut SerialPort<Uart>);
 
 impl Write for Lines<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {

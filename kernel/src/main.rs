@@ -96,6 +96,9 @@ fn greet(options: &Options<'_>) {
     say!("{VERSION} {}: the kernel has died, dumping its memory", arch::NAME);
     if let Some(word) = options.refused {
         say!("option not understood: {word}");
+        if let Some(advice) = options.advice() {
+            say!("{advice}");
+        }
     }
 }
 
@@ -195,7 +198,7 @@ fn over_line(
     let sent = match own {
         None => serial::write(machine, &mut ConsoleLine, job, buffers),
         Some(port) => {
-            let mut line = OwnLine::open(&port, machine.memory).ok_or(Failure::NoPort)?;
+            let mut line = OwnLine::open(&port, firmware, machine.memory).ok_or(Failure::NoPort)?;
             for text in [VERSION, CARD_BEGINS] {
                 line.line(machine, text);
             }

@@ -17,6 +17,7 @@ use drivers::virtio::pci::{PciTransport, is_block_device};
 
 use crate::arch;
 use crate::disk::ByteDisk;
+use crate::memory::PhysicalMemory;
 use crate::time::PayloadClock;
 use crate::{ThisMachine, say};
 
@@ -54,6 +55,17 @@ pub struct Job<'a> {
     pub buffers: &'a mut Buffers,
 }
 
+/// Stops all devices that can be found: nobody shut them down, and from here on none of them writes
+/// to memory.
+pub fn quiesce(firmware: &Firmware, memory: &PhysicalMemory<'_>) {
+    arch::pci::each_config_space(firmware, memory, &mut |config| {
+        pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
+    });
+    for &at in &firmware.virtio_mmio {
+        memory.with_registers(at, mmio::SIZE, mmio::stop);
+    }
+}
+
 /// Writes the dump to the first area that the job allows.
 pub fn dump_to_first(
     firmware: &Firmware,
@@ -61,14 +73,7 @@ pub fn dump_to_first(
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
     let memory = machine.memory;
-    // Nobody shut these devices down: from here on none that is found here writes to memory.
-    arch::pci::each_config_space(firmware, memory, &mut |config| {
-        pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
-    });
-    for &at in &firmware.virtio_mmio {
-        memory.with_registers(at, mmio::SIZE, mmio::stop);
-    }
-
+    quiesce(firmware, memory);
     let mut search = Search { pool: arch::dma_pool(), result: Err(Failure::NoDisk) };
     arch::pci::each_config_space(firmware, memory, &mut |config| {
         pci::each_function(config, &mut |at| {

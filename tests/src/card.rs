@@ -54,7 +54,7 @@ impl Card {
             }
         }
         let log = lines[at("log, its end")? + 1..].iter().take_while(|line| line.starts_with('['));
-        card.log = log.map(|line| (*line).to_owned()).collect();
+        card.log = log.map(|line| line.trim_end().to_owned()).collect();
         Ok(card)
     }
 

@@ -67,7 +67,8 @@ pub fn build(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result
     let module = directory.join(NAME).with_extension("ko");
     let mut command = Command::new("rustc");
     command
-        .current_dir(workspace())
+        // It leaves its intermediate files where it runs.
+        .current_dir(directory)
         .args(["--edition", "2024", "--crate-type", "lib", "--crate-name", NAME])
         .args(["--target", &bench.target.triple, "-C", "panic=abort", "-C", "codegen-units=1"])
         .arg(format!("--emit=obj={}", module.display()))

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use uart_16550::backend::Backend;
-use uart_16550::spec::registers::LSR;
+use uart_16550::spec::registers::{IER, LCR, LSR, MCR, offsets};
 use uart_16550::spec::{CLK_FREQUENCY_HZ, FIFO_SIZE, NUM_REGISTERS};
 use uart_16550::{BaudRate, Config, InitError, Uart16550};
 
@@ -41,10 +41,29 @@ impl<R: Registers> Ns16550<MemoryBackend<R>> {
     }
 }
 
+impl<B: Backend> Ns16550<B> {
+    /// Makes a port that is there able to send and to hear, however its last driver was interrupted:
+    /// that may have been while it set the speed, sent a break or tested the port.
+    fn free(&mut self) {
+        let uart = &mut self.uart;
+        let format = uart.lcr() - (LCR::DLAB | LCR::SET_BREAK);
+        // SAFETY: writes a register that every port has.
+        unsafe { uart.backend_mut().write(offsets::LCR as u8, format.bits()) };
+        uart.disable_interrupts(IER::all());
+        // Many a line takes nothing from, and brings nothing to, a side that is not ready.
+        let signals = (uart.mcr() | MCR::DTR | MCR::RTS) - MCR::LOOP_BACK;
+        // SAFETY: likewise.
+        unsafe { uart.backend_mut().write(offsets::MCR as u8, signals.bits()) };
+    }
+}
+
 impl<B: Backend> Transmitter for Ns16550<B> {
     fn prepare(&mut self, clock: &dyn Clock, baud: Option<u32>) -> bool {
+        let mut alive = self.uart.check_present();
+        if alive {
+            self.free();
+        }
         let uart = &mut self.uart;
-        let mut alive = uart.check_present();
         let config = baud.zip(self.clock_hz).and_then(|(baud, clock_hz)| config(baud, clock_hz));
         if let (true, Some(config)) = (alive, config) {
             // `init` waits without a deadline until the transmitter is empty, and Linux may have
@@ -139,6 +158,7 @@ mod tests {
         shift: u8,
         width: u8,
         sent: RefCell<Vec<u8>>,
+        input: RefCell<Vec<u8>>,
     }
 
     impl Device {
@@ -150,8 +170,11 @@ mod tests {
         fn get(&self, offset: u64, width: u8) -> u8 {
             match self.register(offset, width) {
                 _ if self.gone => 0xff,
-                5 if self.stuck => 0,
-                5 => 0x60,
+                0 => self.input.borrow_mut().pop().expect("nothing has arrived"),
+                5 => {
+                    let arrived = u8::from(!self.input.borrow().is_empty());
+                    arrived | if self.stuck { 0 } else { 0x60 }
+                }
                 2 => 0xc1,
                 register => self.registers.borrow()[register],
             }
@@ -206,6 +229,14 @@ mod tests {
         (SerialPort::open(&clock, MemoryPort::new(&uart, device), baud), clock)
     }
 
+    /// The registers 1, 3 and 4 of a port in use: interrupts, format, signals.
+    fn used(interrupts: u8, format: u8, signals: u8) -> Device {
+        let device = device(0, 1);
+        let registers = [0, interrupts, 0, format, signals, 0, 0, 0];
+        device.registers.replace(registers);
+        device
+    }
+
     const PC: Option<u32> = Some(CLK_FREQUENCY_HZ);
 
     #[test]
@@ -217,6 +248,19 @@ mod tests {
             assert_eq!(*device.sent.borrow(), b"tinykdump: the first line of many\r\n");
             assert_eq!(device.divisor.get(), 1);
         }
+    }
+
+    #[test]
+    fn port_that_its_driver_was_interrupted_at_sends_and_hears() {
+        // While the speed was set, the line held in a break, the port connected to itself.
+        let device = used(0x05, 0xc3, 0x18);
+        device.input.borrow_mut().extend(b"olleh");
+        let (mut port, clock) = open(&device, PC, None);
+        assert!(port.send(&clock, b"here"));
+        assert_eq!(*device.sent.borrow(), b"here");
+        assert_eq!(device.registers.borrow()[..5], [0, 0, 0, 0x03, 0x0b]);
+        let heard: Vec<u8> = core::iter::from_fn(|| port.receive()).collect();
+        assert_eq!(heard, b"hello");
     }
 
     #[test]

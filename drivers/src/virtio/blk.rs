@@ -1,13 +1,12 @@
 //! virtio block device (section 5.2), polled, with up to 32 requests under way.
 
-use core::mem::ManuallyDrop;
-
 use crate::PhysAddr;
 use crate::block::{BlockDevice, BlockError, Lba};
 use crate::clock::{Clock, Deadline};
 use crate::dma::{DmaBuffer, DmaPool};
-use crate::virtio::queue::{Buffer, MAX_SLOTS, Queue, UsedRing};
-use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, begin, negotiate, reset};
+use crate::virtio::lent::Lent;
+use crate::virtio::queue::{Buffer, Finished, MAX_SLOTS, Queue};
+use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, begin, negotiate};
 
 /// Feature bits (section 5.2.3).
 mod feature {
@@ -54,9 +53,7 @@ const UNWRITTEN: u8 = 0xff;
 
 /// A virtio block device that was reset and set up.
 pub struct VirtioBlk<'a, T: Transport> {
-    transport: T,
-    clock: &'a dyn Clock,
-    memory: ManuallyDrop<Memory<'a>>,
+    memory: Lent<'a, T, Memory<'a>>,
     /// The bounce buffer that a slot uses.
     bounce_of: [Option<u8>; MAX_SLOTS as usize],
     block_size: u32,
@@ -92,12 +89,12 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         let limits = Limits::read(&transport, features)?;
 
         let memory = allocate(pool, &transport)?;
-        transport.enable_queue(0, memory.queue.size(), memory.queue.addresses())?;
-        begin(&transport);
+        let memory = Lent::new(transport, clock, memory);
+        let queue = &memory.queue;
+        memory.transport.enable_queue(0, queue.size(), queue.addresses())?;
+        begin(&memory.transport);
         Ok(VirtioBlk {
-            transport,
-            clock,
-            memory: ManuallyDrop::new(memory),
+            memory,
             bounce_of: [None; MAX_SLOTS as usize],
             block_size: limits.block_size,
             sectors: limits.sectors,
@@ -145,7 +142,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
         loop {
             match self.memory.queue.finished() {
                 Ok(None) => break,
-                Ok(Some(slot)) => {
+                Ok(Some(Finished { slot, .. })) => {
                     any = true;
                     self.bounce_of[usize::from(slot)] = None;
                     let status: u8 = self.memory.headers.read(STATUSES + usize::from(slot));
@@ -168,14 +165,14 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
             if let Some(value) = ready(self) {
                 return Ok(value);
             }
-            let deadline = Deadline::after_us(self.clock, REQUEST_US);
+            let deadline = Deadline::after_us(self.memory.clock, REQUEST_US);
             let mut passed = false;
             while !self.collect()? {
                 if passed {
                     return self.fail(BlockError::Timeout);
                 }
                 // Asked once more after the deadline: see Deadline::poll.
-                passed = deadline.passed(self.clock);
+                passed = deadline.passed(self.memory.clock);
                 core::hint::spin_loop();
             }
         }
@@ -206,7 +203,7 @@ impl<'a, T: Transport> VirtioBlk<'a, T> {
             Some(data) => queue.submit(slot, &[first, data, last]),
             None => queue.submit(slot, &[first, last]),
         }
-        self.transport.notify(0);
+        self.memory.transport.notify(0);
     }
 
     /// Reads at most a bounce buffer.
@@ -286,28 +283,8 @@ impl<T: Transport> BlockDevice for VirtioBlk<'_, T> {
     }
 }
 
-impl<T: Transport> Drop for VirtioBlk<'_, T> {
-    fn drop(&mut self) {
-        // The memory goes back only when the device certainly writes to it no more.
-        if reset(&self.transport, self.clock).is_ok() {
-            drop_memory(&mut self.memory);
-        }
-    }
-}
-
-#[allow(unsafe_code)]
-fn drop_memory(memory: &mut ManuallyDrop<Memory<'_>>) {
-    // SAFETY: called once, from drop.
-    unsafe { ManuallyDrop::drop(memory) }
-}
-
 fn allocate<'a>(pool: &'a DmaPool, transport: &dyn Transport) -> Result<Memory<'a>, OpenError> {
-    let queue_size = transport.max_queue_size(0);
-    if queue_size < 4 {
-        return Err(OpenError::Queue);
-    }
-    let used_ring = if transport.is_legacy() { UsedRing::OnItsPage } else { UsedRing::Dense };
-    let queue = Queue::new(pool, queue_size, used_ring).ok_or(OpenError::Memory)?;
+    let queue = Queue::new(pool, transport, 0)?;
     let headers = pool.allocate(STATUSES + usize::from(MAX_SLOTS)).ok_or(OpenError::Memory)?;
     let bounces = pool.allocate(BOUNCES * BOUNCE).ok_or(OpenError::Memory)?;
     Ok(Memory { queue, headers, bounces })

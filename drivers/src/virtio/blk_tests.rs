@@ -83,7 +83,7 @@ fn device_that_goes_away_times_out() {
         let mut blk = open(&fake).unwrap();
         blk.write(Lba(0), &[1; 512]).unwrap();
         fake.device.borrow_mut().temper = Temper::Gone;
-        fake.device.borrow_mut().addresses = None;
+        fake.device.borrow_mut().queues = Default::default();
         let started = fake.now.get();
         assert_eq!(blk.read(Lba(0), &mut [0; 512]), Err(BlockError::Timeout));
         assert!(fake.now.get() - started < 2 * REQUEST_US);

@@ -1,5 +1,5 @@
-//! A virtio block device made of memory, which does what it should or what it should not, behind
-//! every kind of bus.
+//! A virtio device made of memory, a disk or a console, which does what it should or what it should
+//! not, behind every kind of bus.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +21,7 @@ use crate::virtio::{FEATURE_VERSION_1, OpenError, QueueAddresses, Transport, sta
 #[derive(Clone, Copy, PartialEq)]
 pub enum Temper {
     Good,
-    /// Finishes one request in ten milliseconds, the last first.
+    /// Finishes one request in ten milliseconds, a disk the last first.
     Slow,
     /// Answers its first requests and then nothing.
     SilentAfter(usize),
@@ -53,17 +53,35 @@ pub struct Device {
     pub temper: Temper,
     pub features: u64,
     pub status: u8,
-    pub addresses: Option<QueueAddresses>,
-    pub size: u16,
+    pub queues: [Queue; 2],
     pub finished: usize,
+    /// Most requests that waited to be finished at once; a console's that are for sending.
     pub most_waiting: usize,
     pub flushes: usize,
+    /// What is on the disk; a console has none.
     pub disk: Vec<u8>,
+    /// What was sent through the console.
+    pub sent: Vec<u8>,
     /// What makes a pointer of a physical address in the driver's pool.
     to_pointer: u64,
+}
+
+/// A queue as the device knows it.
+#[derive(Default)]
+pub struct Queue {
+    addresses: Option<QueueAddresses>,
+    size: u16,
     seen: u16,
     used: u16,
+    /// Requests that were not finished yet.
     waiting: Vec<u16>,
+}
+
+/// A part of a request.
+struct Part {
+    at: *mut u8,
+    size: usize,
+    next: Option<u16>,
 }
 
 /// The device with its time: a slow one works while the clock is looked at.
@@ -80,10 +98,8 @@ impl Clock for Fake {
     fn now_us(&self) -> u64 {
         self.now.set(self.now.get() + 10_000);
         let mut device = self.device.borrow_mut();
-        if device.temper == Temper::Slow
-            && let Some(head) = device.waiting.pop()
-        {
-            device.finish(head);
+        if device.temper == Temper::Slow {
+            device.work();
         }
         self.now.get()
     }
@@ -96,17 +112,25 @@ fn memory<T: Copy>(to_pointer: u64, PhysAddr(at): PhysAddr, offset: u64) -> *mut
 }
 
 impl Device {
+    fn is_disk(&self) -> bool {
+        !self.disk.is_empty()
+    }
+
     fn set_status(&mut self, status: u8) {
         self.status = status;
         if status == 0 {
-            self.addresses = None;
+            self.queues = Default::default();
         }
     }
 
-    fn enable_queue(&mut self, size: u16, addresses: QueueAddresses) {
+    fn max_queue_size(&self, index: usize) -> u16 {
+        if index < if self.is_disk() { 1 } else { 2 } { 256 } else { 0 }
+    }
+
+    fn enable_queue(&mut self, index: usize, size: u16, addresses: QueueAddresses) {
         assert_eq!(self.status & status::DRIVER_OK, 0);
-        (self.size, self.addresses) = (size, Some(addresses));
-        (self.seen, self.used) = (0, 0);
+        assert!(size <= self.max_queue_size(index));
+        self.queues[index] = Queue { addresses: Some(addresses), size, ..Queue::default() };
     }
 
     fn config32(&self, offset: u64) -> u32 {
@@ -117,66 +141,119 @@ impl Device {
         }
     }
 
-    fn notified(&mut self) {
+    fn notified(&mut self, index: usize) {
         assert_ne!(self.status & status::DRIVER_OK, 0);
-        let (Some(addresses), base) = (self.addresses, self.to_pointer) else { return };
+        let (queue, base) = (&mut self.queues[index], self.to_pointer);
+        let Some(addresses) = queue.addresses else { return };
         // SAFETY: the driver gave these addresses, which in a test are of its pool.
         unsafe {
             let index = memory::<u16>(base, addresses.available, 2).read();
-            while self.seen != index {
-                let entry = u64::from(self.seen % self.size);
-                self.waiting.push(memory::<u16>(base, addresses.available, 4 + 2 * entry).read());
-                self.seen = self.seen.wrapping_add(1);
+            while queue.seen != index {
+                let entry = u64::from(queue.seen % queue.size);
+                queue.waiting.push(memory::<u16>(base, addresses.available, 4 + 2 * entry).read());
+                queue.seen = queue.seen.wrapping_add(1);
             }
         }
-        self.most_waiting = self.most_waiting.max(self.waiting.len());
-        if self.temper != Temper::Slow {
-            for head in core::mem::take(&mut self.waiting) {
-                self.finish(head);
+        if index == usize::from(self.disk.is_empty()) {
+            self.most_waiting = self.most_waiting.max(queue.waiting.len());
+        }
+        while self.temper != Temper::Slow && self.work() {}
+    }
+
+    /// Finishes a request that waits; a console's that is for sending.
+    fn work(&mut self) -> bool {
+        let index = usize::from(!self.is_disk());
+        let waiting = &mut self.queues[index].waiting;
+        if waiting.is_empty() {
+            return false;
+        }
+        let head = if index == 0 { waiting.pop().unwrap() } else { waiting.remove(0) };
+        self.finished += 1;
+        if !matches!(self.temper, Temper::SilentAfter(count) if self.finished > count) {
+            if index == 0 { self.access_disk(head) } else { self.take_output(head) }
+        }
+        true
+    }
+
+    /// The part of a request that descriptor `index` describes.
+    fn part(&self, queue: usize, index: u16) -> Part {
+        let (addresses, base) = (self.queues[queue].addresses.unwrap(), self.to_pointer);
+        let at = u64::from(index) * 16;
+        // SAFETY: as above; descriptors hold such addresses as well, or pointers.
+        unsafe {
+            let address = memory::<u64>(base, addresses.descriptors, at).read();
+            let size = memory::<u32>(base, addresses.descriptors, at + 8).read();
+            let flags = memory::<u16>(base, addresses.descriptors, at + 12).read();
+            let next = memory::<u16>(base, addresses.descriptors, at + 14).read();
+            Part {
+                at: memory::<u8>(base, PhysAddr(address), 0),
+                size: size as usize,
+                next: (flags & 1 != 0).then_some(next),
             }
         }
     }
 
-    fn finish(&mut self, head: u16) {
-        self.finished += 1;
-        if matches!(self.temper, Temper::SilentAfter(count) if self.finished > count) {
-            return;
-        }
-        let (Some(addresses), base) = (self.addresses, self.to_pointer) else { return };
-        // SAFETY: as above; descriptors hold such addresses as well, or pointers.
+    fn access_disk(&mut self, head: u16) {
+        let header = self.part(0, head);
+        let mut part = self.part(0, header.next.unwrap());
+        // SAFETY: as above.
         unsafe {
-            let descriptor = |index: u16| {
-                let at = u64::from(index) * 16;
-                let address = memory::<u64>(base, addresses.descriptors, at).read();
-                let size = memory::<u32>(base, addresses.descriptors, at + 8).read();
-                let flags = memory::<u16>(base, addresses.descriptors, at + 12).read();
-                let next = memory::<u16>(base, addresses.descriptors, at + 14).read();
-                (memory::<u8>(base, PhysAddr(address), 0), size as usize, flags, next)
-            };
-            let (header, _, _, next) = descriptor(head);
-            let kind = header.cast::<u32>().read();
-            let at = header.add(8).cast::<u64>().read() as usize * 512;
-            let (mut buffer, size, flags, next) = descriptor(next);
-            if flags & 1 != 0 {
+            let kind = header.at.cast::<u32>().read();
+            let at = header.at.add(8).cast::<u64>().read() as usize * 512;
+            if let Some(next) = part.next {
                 match kind {
-                    0 => buffer.copy_from(self.disk[at..at + size].as_ptr(), size),
-                    1 => self.disk[at..at + size]
-                        .copy_from_slice(core::slice::from_raw_parts(buffer, size)),
+                    0 => part.at.copy_from(self.disk[at..at + part.size].as_ptr(), part.size),
+                    1 => self.disk[at..at + part.size]
+                        .copy_from_slice(core::slice::from_raw_parts(part.at, part.size)),
                     _ => panic!("data in request {kind}"),
                 }
-                buffer = descriptor(next).0;
+                part = self.part(0, next);
             } else {
                 assert_eq!(kind, 4);
                 self.flushes += 1;
             }
             if self.temper != Temper::Mute {
-                buffer.write(u8::from(self.temper == Temper::Failing && kind == 1));
+                part.at.write(u8::from(self.temper == Temper::Failing && kind == 1));
             }
-            let given_back = if self.temper == Temper::Lying { head + 3 } else { head };
-            let entry = u64::from(self.used % self.size);
+        }
+        self.give_back(0, head, 1);
+    }
+
+    fn take_output(&mut self, head: u16) {
+        let part = self.part(1, head);
+        assert!(part.next.is_none());
+        // SAFETY: as above.
+        self.sent.extend_from_slice(unsafe { core::slice::from_raw_parts(part.at, part.size) });
+        self.give_back(1, head, 0);
+    }
+
+    /// Puts `bytes` into the next of a console's buffers, as many as it takes, and says that
+    /// `written` of them are there. Returns how many there are.
+    pub fn bring(&mut self, bytes: &[u8], written: Option<u32>) -> usize {
+        if self.queues[0].waiting.is_empty() {
+            return 0;
+        }
+        let head = self.queues[0].waiting.remove(0);
+        let part = self.part(0, head);
+        let size = bytes.len().min(part.size);
+        // SAFETY: as above.
+        unsafe { part.at.copy_from(bytes.as_ptr(), size) };
+        self.give_back(0, head, written.unwrap_or(size as u32));
+        size
+    }
+
+    fn give_back(&mut self, index: usize, head: u16, written: u32) {
+        let base = self.to_pointer;
+        let queue = &mut self.queues[index];
+        let addresses = queue.addresses.unwrap();
+        let given_back = if self.temper == Temper::Lying { head + 3 } else { head };
+        let entry = u64::from(queue.used % queue.size);
+        queue.used = queue.used.wrapping_add(1);
+        // SAFETY: as above.
+        unsafe {
             memory::<u32>(base, addresses.used, 4 + 8 * entry).write(given_back.into());
-            self.used = self.used.wrapping_add(1);
-            memory::<u16>(base, addresses.used, 2).write(self.used);
+            memory::<u32>(base, addresses.used, 8 + 8 * entry).write(written);
+            memory::<u16>(base, addresses.used, 2).write(queue.used);
         }
     }
 }
@@ -195,16 +272,15 @@ impl Transport for Fake {
     fn set_driver_features(&self, features: u64) {
         assert_eq!(features & !self.device.borrow().features, 0);
     }
-    fn max_queue_size(&self, _: u16) -> u16 {
-        256
+    fn max_queue_size(&self, index: u16) -> u16 {
+        self.device.borrow().max_queue_size(index.into())
     }
     fn enable_queue(&self, index: u16, size: u16, at: QueueAddresses) -> Result<(), OpenError> {
-        assert_eq!(index, 0);
-        self.device.borrow_mut().enable_queue(size, at);
+        self.device.borrow_mut().enable_queue(index.into(), size, at);
         Ok(())
     }
-    fn notify(&self, _: u16) {
-        self.device.borrow_mut().notified();
+    fn notify(&self, index: u16) {
+        self.device.borrow_mut().notified(index.into());
     }
     fn config32(&self, offset: u64) -> u32 {
         self.device.borrow().config32(offset)
@@ -268,6 +344,7 @@ impl Registers for Fake {
     fn read32(&self, offset: u64) -> u32 {
         let device = self.device.borrow();
         let legacy = self.bus == Bus::Legacy;
+        let queue = self.register(0x30) as usize;
         match offset {
             _ if device.temper == Temper::Gone => u32::MAX,
             0x10 if self.register(0x14) == 1 => {
@@ -275,10 +352,9 @@ impl Registers for Fake {
                 (device.features >> 32) as u32
             }
             0x10 => device.features as u32,
-            0x34 if self.register(0x30) == 0 => 256,
-            0x34 => 0,
-            0x40 if legacy => u32::from(device.addresses.is_some()),
-            0x44 if !legacy => u32::from(device.addresses.is_some()),
+            0x34 => device.max_queue_size(queue).into(),
+            0x40 if legacy => u32::from(device.queues[queue].addresses.is_some()),
+            0x44 if !legacy => u32::from(device.queues[queue].addresses.is_some()),
             0x70 => device.status.into(),
             0x100.. => device.config32(offset - 0x100),
             0x00 | 0x04 | 0x08 => self.register(offset),
@@ -295,7 +371,7 @@ impl Registers for Fake {
         let legacy = self.bus == Bus::Legacy;
         self.registers.borrow_mut().insert(offset, value);
         let mut device = self.device.borrow_mut();
-        let size = self.register(0x38) as u16;
+        let (queue, size) = (self.register(0x30) as usize, self.register(0x38) as u16);
         match offset {
             0x20 => {
                 let shift = 32 * self.register(0x24);
@@ -307,9 +383,10 @@ impl Registers for Fake {
             }
             0x40 if legacy => {
                 let at = self.legacy_addresses(value, size.into());
-                device.enable_queue(size, at);
+                device.enable_queue(queue, size, at);
             }
             0x44 if !legacy => device.enable_queue(
+                queue,
                 size,
                 QueueAddresses {
                     descriptors: self.address(0x80),
@@ -317,7 +394,7 @@ impl Registers for Fake {
                     used: self.address(0xa0),
                 },
             ),
-            0x50 => device.notified(),
+            0x50 => device.notified(value as usize),
             0x14 | 0x24 | 0x30 | 0x38 => {}
             0x28 | 0x3c => assert!(legacy),
             0x80..=0xa4 => assert!(!legacy),
@@ -374,21 +451,27 @@ impl Transport for AnyTransport {
 /// A disk of 8 MiB whose block size is told and which can flush.
 pub fn fake(bus: Bus, temper: Temper) -> Fake {
     const FLUSH_AND_BLOCK_SIZE: u64 = 1 << 9 | 1 << 6;
+    device(bus, temper, 2, FLUSH_AND_BLOCK_SIZE, vec![0; 8 << 20])
+}
+
+/// A console that has a size, many ports and a register for emergencies.
+pub fn fake_console(bus: Bus, temper: Temper) -> Fake {
+    device(bus, temper, 3, 0b111, Vec::new())
+}
+
+fn device(bus: Bus, temper: Temper, kind: u32, features: u64, disk: Vec<u8>) -> Fake {
     let version = if bus == Bus::Legacy { 0 } else { FEATURE_VERSION_1 };
     let device = Device {
         temper,
-        features: version | FLUSH_AND_BLOCK_SIZE,
+        features: version | features,
         status: 0xf,
-        addresses: None,
-        size: 0,
+        queues: Default::default(),
         to_pointer: 0,
-        seen: 0,
-        used: 0,
-        waiting: Vec::new(),
         finished: 0,
         most_waiting: 0,
         flushes: 0,
-        disk: vec![0; 8 << 20],
+        disk,
+        sent: Vec::new(),
     };
     let fake = Fake {
         device: Rc::new(RefCell::new(device)),
@@ -398,6 +481,6 @@ pub fn fake(bus: Bus, temper: Temper) -> Fake {
     };
     fake.pretend(0x00, u32::from_le_bytes(*b"virt"));
     fake.pretend(0x04, if bus == Bus::Legacy { 1 } else { 2 });
-    fake.pretend(0x08, 2);
+    fake.pretend(0x08, kind);
     fake
 }

@@ -36,8 +36,9 @@ mod register {
 /// "virt", as it reads.
 const MAGIC: u32 = 0x7472_6976;
 
-/// Kind of a block device (section 5); 0 is a place where no device is.
+/// Kinds of device (section 5); 0 is a place where no device is.
 const BLOCK_DEVICE: u32 = 2;
+const CONSOLE: u32 = 3;
 
 /// A device behind its registers.
 pub struct MmioTransport<R> {
@@ -55,6 +56,11 @@ fn device<R: Registers>(registers: &R) -> Option<u32> {
 /// Whether the registers are those of a block device. Changes nothing.
 pub fn is_block_device<R: Registers>(registers: &R) -> bool {
     device(registers) == Some(BLOCK_DEVICE)
+}
+
+/// Whether the registers are those of a console. Changes nothing.
+pub fn is_console<R: Registers>(registers: &R) -> bool {
+    device(registers) == Some(CONSOLE)
 }
 
 /// Stops whatever device is behind the registers, so that it writes to memory no more: what
@@ -184,7 +190,9 @@ mod tests {
                 fake.pretend(register::DEVICE_ID, 2);
             }
             fake.pretend(register::DEVICE_ID, 1);
-            assert!(!is_block_device(&fake), "a network device");
+            assert!(!is_block_device(&fake) && !is_console(&fake), "a network device");
+            fake.pretend(register::DEVICE_ID, 3);
+            assert!(!is_block_device(&fake) && is_console(&fake));
         }
     }
 

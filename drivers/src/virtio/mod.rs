@@ -3,8 +3,10 @@
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2; section numbers are of that document.
 
 pub mod blk;
+pub mod console;
 #[cfg(test)]
 mod fake;
+mod lent;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
@@ -78,7 +80,7 @@ pub trait Transport {
         addresses: QueueAddresses,
     ) -> Result<(), OpenError>;
 
-    /// Tells the device that queue `index`, which was enabled last, has something new.
+    /// Tells the device that queue `index`, which was enabled, has something new.
     fn notify(&self, index: u16);
 
     /// Reads four bytes of the device-specific configuration.

@@ -46,13 +46,22 @@ const NO_VECTOR: u16 = 0xffff;
 /// The part of the device configuration that drivers here read.
 const DEVICE_CONFIG_SIZE: u64 = 64;
 
+/// Most queues that drivers here use.
+const QUEUES: usize = 2;
+
 /// Most bytes of notification registers that are mapped.
 const MAX_NOTIFY: u64 = 64 << 10;
 
-/// Kinds of virtio device (section 5) by their PCI device ids, modern and transitional.
+/// Whether it is a disk, by the PCI device ids of that kind (section 5), modern and transitional.
 #[must_use]
 pub fn is_block_device(identity: pci::Identity) -> bool {
     identity.vendor == VENDOR && matches!(identity.device, 0x1042 | 0x1001)
+}
+
+/// Whether it is a console, likewise.
+#[must_use]
+pub fn is_console(identity: pci::Identity) -> bool {
+    identity.vendor == VENDOR && matches!(identity.device, 0x1043 | 0x1003)
 }
 
 /// A device behind PCI registers.
@@ -60,8 +69,8 @@ pub struct PciTransport<R> {
     common: R,
     notify: R,
     notify_multiplier: u32,
-    /// Where the queue that was enabled has its notification register; there is one queue.
-    notify_at: Cell<u64>,
+    /// Where the queues that were enabled have their notification registers.
+    notify_at: [Cell<u64>; QUEUES],
     device: R,
 }
 
@@ -123,7 +132,7 @@ impl PciTransport<Mmio> {
         let (notify, place) = map(Structure::Notify, 2, MAX_NOTIFY)?;
         let (device, _) = map(Structure::Device, 8, DEVICE_CONFIG_SIZE)?;
         let notify_multiplier = config.read(at, place.capability + 16);
-        let notify_at = Cell::new(0);
+        let notify_at = Default::default();
         let transport = PciTransport { common, notify, notify_multiplier, notify_at, device };
         pci::enable(config, at, false);
         virtio::reset(&transport, clock).map_err(|TimedOut| Unreachable::Reset)?;
@@ -179,6 +188,7 @@ impl<R: Registers> Transport for PciTransport<R> {
         size: u16,
         addresses: QueueAddresses,
     ) -> Result<(), OpenError> {
+        let notify_at = self.notify_at.get(usize::from(index)).ok_or(OpenError::Queue)?;
         let write_address = |register, PhysAddr(address)| {
             self.common.write64_halves(register, address);
         };
@@ -190,13 +200,15 @@ impl<R: Registers> Transport for PciTransport<R> {
         write_address(common::QUEUE_DRIVER, addresses.available);
         write_address(common::QUEUE_DEVICE, addresses.used);
         let notify = u64::from(self.common.read16(common::QUEUE_NOTIFY_OFF));
-        self.notify_at.set(notify * u64::from(self.notify_multiplier));
+        notify_at.set(notify * u64::from(self.notify_multiplier));
         self.common.write16(common::QUEUE_ENABLE, 1);
         Ok(())
     }
 
     fn notify(&self, index: u16) {
-        self.notify.write16(self.notify_at.get(), index);
+        if let Some(at) = self.notify_at.get(usize::from(index)) {
+            self.notify.write16(at.get(), index);
+        }
     }
 
     fn config32(&self, offset: u64) -> u32 {
@@ -274,7 +286,7 @@ mod tests {
             common: Memory::default(),
             notify: Memory::default(),
             notify_multiplier: 4,
-            notify_at: Cell::new(0),
+            notify_at: Default::default(),
             device: Memory::default(),
         };
         let addresses = QueueAddresses {
@@ -289,8 +301,13 @@ mod tests {
         assert_eq!(transport.common.get(0x1a), 0xffff);
         assert_eq!(transport.common.1.borrow().last(), Some(&(0x1c, 1)));
 
-        transport.notify(0);
-        assert_eq!(*transport.notify.1.borrow(), [(12, 0)]);
+        transport.common.set(0x1e, 5);
+        transport.enable_queue(1, 128, addresses).unwrap();
+        assert_eq!(transport.enable_queue(2, 128, addresses), Err(OpenError::Queue));
+        for queue in [0, 1, 2] {
+            transport.notify(queue);
+        }
+        assert_eq!(*transport.notify.1.borrow(), [(12, 0), (20, 1)]);
         transport.set_status(status::DRIVER);
         assert_eq!(transport.status(), status::DRIVER);
         transport.set_driver_features(FEATURE_VERSION_1 | 4);

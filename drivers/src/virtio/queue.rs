@@ -5,7 +5,7 @@
 
 use crate::PhysAddr;
 use crate::dma::{DmaBuffer, DmaPool};
-use crate::virtio::QueueAddresses;
+use crate::virtio::{OpenError, QueueAddresses, Transport};
 
 /// Most requests under way at once.
 pub const MAX_SLOTS: u16 = 32;
@@ -30,19 +30,18 @@ pub struct Buffer {
     pub device_writes: bool,
 }
 
+/// A request that the device has finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Its slot, which is free again.
+    pub slot: u16,
+    /// How many bytes the device wrote, by its own word.
+    pub written: u32,
+}
+
 /// The device gave back what it never was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lie;
-
-/// Alignment of the used ring in the memory of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsedRing {
-    /// As dense as the device allows (section 2.7).
-    Dense,
-    /// On a page of its own, where a legacy device looks for it (section 2.7.2). Linux has always
-    /// asked for a page, so that is what devices are known to do.
-    OnItsPage,
-}
 
 /// Bytes of a page of legacy devices.
 pub const LEGACY_PAGE: usize = 4096;
@@ -58,20 +57,29 @@ pub struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// A queue of at most `max_size` descriptors, not yet known to the device. `None` when that is
-    /// too few for a single slot or the pool is used up.
-    pub fn new(pool: &'a DmaPool, max_size: u16, used_ring: UsedRing) -> Option<Queue<'a>> {
+    /// The memory of queue `index` of a device, which still needs to be told of it.
+    ///
+    /// # Errors
+    /// [`OpenError::Queue`] when the device has no such queue or one that is too small for a single
+    /// slot, [`OpenError::Memory`] when the pool is used up.
+    pub fn new(
+        pool: &'a DmaPool,
+        transport: &dyn Transport,
+        index: u16,
+    ) -> Result<Queue<'a>, OpenError> {
+        let max_size = transport.max_queue_size(index);
         // A power of two, as devices want it, and no more than the slots need.
         let most = (MAX_SLOTS * CHAIN).next_power_of_two();
-        let size = if max_size >= most { most } else { 1 << max_size.checked_ilog2()? };
+        let largest = 1 << max_size.checked_ilog2().ok_or(OpenError::Queue)?;
+        let size = most.min(largest);
         if size < CHAIN {
-            return None;
+            return Err(OpenError::Queue);
         }
-        let used_ring = used_offset(size, used_ring);
+        let used_ring = used_offset(size, transport.is_legacy());
         let bytes = used_ring + 6 + 8 * usize::from(size);
-        let memory = pool.allocate(bytes)?;
+        let memory = pool.allocate(bytes).ok_or(OpenError::Memory)?;
         memory.write(available_offset(size), NO_INTERRUPT);
-        Some(Queue { memory, size, used_ring, available: 0, seen: 0, busy: 0 })
+        Ok(Queue { memory, size, used_ring, available: 0, seen: 0, busy: 0 })
     }
 
     /// Number of descriptors.
@@ -93,7 +101,13 @@ impl<'a> Queue<'a> {
     /// A slot that is free.
     #[must_use]
     pub fn free_slot(&self) -> Option<u16> {
-        let slots = (self.size / CHAIN).min(MAX_SLOTS);
+        self.free_slot_below(MAX_SLOTS)
+    }
+
+    /// A slot that is free and below `limit`.
+    #[must_use]
+    pub fn free_slot_below(&self, limit: u16) -> Option<u16> {
+        let slots = (self.size / CHAIN).min(MAX_SLOTS).min(limit);
         (0..slots).find(|slot| self.busy & 1 << slot == 0)
     }
 
@@ -127,11 +141,11 @@ impl<'a> Queue<'a> {
         self.memory.order();
     }
 
-    /// The slot of a request that the device has finished since the last call, if any.
+    /// A request that the device has finished since the last call, if any.
     ///
     /// # Errors
     /// [`Lie`] when the device names a slot that has nothing under way.
-    pub fn finished(&mut self) -> Result<Option<u16>, Lie> {
+    pub fn finished(&mut self) -> Result<Option<Finished>, Lie> {
         let ring = self.used_ring;
         let index: u16 = self.memory.read(ring + 2);
         if index == self.seen {
@@ -140,6 +154,7 @@ impl<'a> Queue<'a> {
         self.memory.order();
         let entry = usize::from(self.seen % self.size);
         let head: u32 = self.memory.read(ring + 4 + 8 * entry);
+        let written: u32 = self.memory.read(ring + 8 + 8 * entry);
         self.seen = self.seen.wrapping_add(1);
         let slot = head / u32::from(CHAIN);
         let under_way = head.is_multiple_of(u32::from(CHAIN))
@@ -149,7 +164,7 @@ impl<'a> Queue<'a> {
             return Err(Lie);
         }
         self.busy &= !(1 << slot);
-        Ok(Some(slot as u16))
+        Ok(Some(Finished { slot: slot as u16, written }))
     }
 }
 
@@ -157,11 +172,10 @@ fn available_offset(size: u16) -> usize {
     DESCRIPTOR_BYTES * usize::from(size)
 }
 
-/// The used ring follows the available ring, whose last word is unused.
-fn used_offset(size: u16, used_ring: UsedRing) -> usize {
-    let alignment = match used_ring {
-        UsedRing::Dense => 4,
-        UsedRing::OnItsPage => LEGACY_PAGE,
-    };
+/// The used ring follows the available ring, whose last word is unused: as densely as the device
+/// allows (section 2.7), or on a page of its own, where a legacy device looks for it (section 2.7.2).
+/// Linux has always asked for a page, so that is what devices are known to do.
+fn used_offset(size: u16, is_legacy: bool) -> usize {
+    let alignment = if is_legacy { LEGACY_PAGE } else { 4 };
     (available_offset(size) + 6 + 2 * usize::from(size)).next_multiple_of(alignment)
 }

@@ -6,7 +6,7 @@
 //! | `paging.rs` | [`paging::init`]: own page tables as [`paging::Tables`], which fill the windows at [`paging::OLD_WINDOW`] and [`paging::DEVICE_WINDOW`] |
 //! | `trap.rs`, `trap.s` | [`trap::init`]: every exception is caught; [`trap::copy_old`]: reads that may fail; [`trap::DEVICE_ACCESS`]: the way to device registers |
 //! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |
-//! | `console.rs` | [`console::Port`], [`console::port`]: the registers of a serial port |
+//! | `console.rs` | [`console::IO_PORTS`], [`console::io_port`]: serial ports that are not in memory |
 //! | `pci.rs` | [`pci::each_config_space`]: PCI configuration space |
 //! | `reset.rs` | [`reset::reboot`], [`reset::power_off`], [`reset::halt`], none of which returns |
 //!
