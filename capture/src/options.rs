@@ -169,19 +169,18 @@ impl<'a> Options<'a> {
 
 fn parse_console(value: &str, before: Console) -> Option<Console> {
     let (name, mode) = value.split_once(',').unwrap_or((value, ""));
-    let place = if name.starts_with("ttyAMA") {
-        // Which port that is, firmware says, or an option before.
-        before.place
-    } else if let Some(number) = parse_pc_port(name) {
-        Some(PortPlace::Pc(number))
-    } else {
-        let port = parse_port(value).filter(|port| port.place != PortPlace::VirtioConsole)?;
-        return Some(Console { place: Some(port.place), baud: port.baud });
-    };
     // What the dead kernel understood of it is good enough: 115200n8r, 9600e7.
     let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
     let baud = mode[..digits].parse().ok().filter(|&baud| baud > 0);
-    Some(Console { place, baud })
+    if name.starts_with("ttyAMA") {
+        // Which port that is, firmware says, or an option before.
+        return Some(Console { baud: baud.or(before.baud), ..before });
+    }
+    if let Some(number) = parse_pc_port(name) {
+        return Some(Console { place: Some(PortPlace::Pc(number)), baud });
+    }
+    let port = parse_port(value).filter(|port| port.place != PortPlace::VirtioConsole)?;
+    Some(Console { place: Some(port.place), baud: port.baud })
 }
 
 /// `ttyS0` to `ttyS3`.
