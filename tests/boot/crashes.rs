@@ -14,6 +14,8 @@
 //! The same frame is the same function of the same module and the same offset. Of a trace longer than
 //! the card shows, both ends and the number of frames between them must fit.
 //!
+//! One thing bt knows better: see [`without_callers_from_lr`].
+//!
 //! The kernel's words are taken from its log in the dump, which drgn reads: what it says in an NMI and
 //! after a double fault never reaches the console, because the crash kernel starts before.
 //!
@@ -215,7 +217,8 @@ impl Death {
 
         let log = peers::kernel_log(&bench.fixtures, &dump, &vmlinux)?;
         let mut card = Card::read(&crashed.payload_lines())?;
-        let backtrace = trace::of_analyzer(&analyzer()?.run(&["bt"], &dump, None)?)?;
+        let said = analyzer()?.run(&["bt"], &dump, None)?;
+        let backtrace = trace::of_analyzer(&without_callers_from_lr(&said))?;
         // Debian's arm64 kernel 6.1 has no CONFIG_KALLSYMS_ALL: the payload does not find the list of
         // modules in it, and places in modules are shown as addresses.
         if (bench.target.arch.as_str(), scenario.kernel.as_str()) == ("aarch64", "6_1") {
@@ -254,12 +257,16 @@ impl Witnesses {
             "no {says:?}: {head:#?}"
         );
         let log: Vec<&str> = self.log.lines().map(str::trim_end).collect();
-        let end = self.card.log.iter().map(String::as_str);
-        ensure!(
-            end.len() > 40 && log.iter().copied().rev().take(end.len()).eq(end.rev()),
-            "not the log's end: {:#?}",
-            self.card.log
-        );
+        let card: Vec<&str> = self.card.log.iter().map(String::as_str).collect();
+        ensure!(card.len() > 40, "not much of a log: {card:#?}");
+        for (card, log) in card.iter().rev().zip(log.iter().rev()) {
+            // The card has the time on every line of a record, drgn on its first one; and the card has no
+            // control characters.
+            let log = log.replace(char::is_control, "?");
+            let text = card.split_once("] ").map(|(_, text)| text);
+            let same = *card == log || text == Some(&log);
+            ensure!(same, "not the log's end: {card:?} where the log has {log:?}");
+        }
 
         // CPU: 0 PID: 1 Comm: init Kdump: loaded Tainted: G           OE      6.1.0-56-cloud-amd64 #1
         let who = self.report()?.lines().next().unwrap_or_default();
@@ -375,6 +382,17 @@ fn printed_registers(report: &str) -> BTreeMap<String, u64> {
     registers
 }
 
+/// What `bt` says without the callers that it has from lr alone: where an arm64 function was interrupted
+/// before it had a frame, the kernel's own trace lacks its caller.
+fn without_callers_from_lr(said: &str) -> String {
+    let mut is_from_lr = false;
+    let kept = said.lines().filter(|line| {
+        let dropped = std::mem::replace(&mut is_from_lr, line.contains("caller from lr"));
+        !dropped
+    });
+    kept.flat_map(|line| [line, "\n"]).collect()
+}
+
 /// Says the addresses of the module's functions.
 const SAY_SYMBOLS: &str = "grep '\\[crash\\]' /proc/kallsyms | while read -r address kind name module\n\
                            do say \"symbol $address $name\"; done";
@@ -382,11 +400,12 @@ const SAY_SYMBOLS: &str = "grep '\\[crash\\]' /proc/kallsyms | while read -r add
 /// What [`SAY_SYMBOLS`] said.
 fn symbols_said(log: &str) -> Result<BTreeMap<u64, String>> {
     let said = log.lines().filter_map(|line| line.split_once("guest: symbol "));
-    said.map(|(_, symbol)| {
+    let symbols = said.map(|(_, symbol)| {
         let (address, name) = symbol.split_once(' ').context("no name")?;
         Ok((u64::from_str_radix(address, 16)?, name.to_owned()))
-    })
-    .collect()
+    });
+    // `$x` marks code, and lies where a function does.
+    symbols.filter(|it| !it.as_ref().is_ok_and(|(_, name)| name.starts_with('$'))).collect()
 }
 
 /// Gives a frame that is known by its address only the name of the module's function that it is in.
