@@ -13,6 +13,7 @@ mod order;
 mod places;
 mod sender;
 mod sent;
+mod staged;
 mod stream;
 
 pub use sender::{Broken, Frames};

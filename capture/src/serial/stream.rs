@@ -1,7 +1,5 @@
 //! The dump from its first frame to its end.
 
-use core::fmt;
-
 use format::BLOCK;
 use format::frame::{
     Begin, Encoding, End, Extent, Kind, MAX_BLOCKS, MAX_CONTENT, MAX_RUNS, Plan, Run, Stage,
@@ -15,13 +13,13 @@ use crate::card::Card;
 use crate::core_file::{CoreFile, E_FLAGS};
 use crate::dump::{self, Payload, Silence, Source};
 use crate::line::Line;
-use crate::old::Range;
 use crate::{Machine, OldPhys};
 
-use super::order::{self, Taker};
+use super::order;
 use super::places::Places;
 use super::sender::{Broken, Frames, Request, Sender};
 use super::sent::Sent;
+use super::staged::Staged;
 
 const PAGE: usize = BLOCK as usize;
 
@@ -140,18 +138,18 @@ struct Numbers {
     head_crc: u32,
 }
 
-struct Stream<'a> {
-    sender: Sender<'a>,
-    job: Job<'a>,
-    core: CoreFile,
+pub(super) struct Stream<'a> {
+    pub(super) sender: Sender<'a>,
+    pub(super) job: Job<'a>,
+    pub(super) core: CoreFile,
     sent: &'a mut Sent,
     /// Runs of the next plan.
     plan: &'a mut Vec<Run, PLANNED>,
     numbers: Numbers,
     /// Plans are sent again, without their blocks.
-    again: bool,
+    pub(super) again: bool,
     /// The first failure, for walks that do not end with it.
-    result: Result<(), Broken>,
+    pub(super) result: Result<(), Broken>,
 }
 
 impl Stream<'_> {
@@ -231,7 +229,13 @@ impl Stream<'_> {
 
     /// Puts those of `count` blocks from `first` on that were not sent yet into the plan, and sends it
     /// whenever it is full.
-    fn plan_blocks(&mut self, machine: &mut dyn Machine, stage: Stage, first: u64, count: u64) {
+    pub(super) fn plan_blocks(
+        &mut self,
+        machine: &mut dyn Machine,
+        stage: Stage,
+        first: u64,
+        count: u64,
+    ) {
         let end = first + count;
         let mut at = first;
         while at < end && self.result.is_ok() {
@@ -256,7 +260,12 @@ impl Stream<'_> {
     }
 
     /// Sends the plan and, unless it is sent again, its blocks.
-    fn send_plan(&mut self, machine: &mut dyn Machine, stage: Stage, is_last_of_stage: bool) {
+    pub(super) fn send_plan(
+        &mut self,
+        machine: &mut dyn Machine,
+        stage: Stage,
+        is_last_of_stage: bool,
+    ) {
         if self.result.is_ok() {
             self.result = self.try_send_plan(machine, stage, is_last_of_stage);
         }
@@ -575,56 +584,6 @@ impl Window<'_> {
                 *slot = if self.complete && in_flags { 0 } else { byte };
             }
             self.at += 1;
-        }
-    }
-}
-
-/// What a stage is called on the console.
-struct Name(Stage);
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Stage::Head => "headers and registers",
-            Stage::Running => "stacks of the CPUs",
-            Stage::Tasks => "tasks and their stacks",
-            Stage::Log => "log",
-            Stage::PageTables => "page tables",
-            Stage::PerCpu => "per-CPU variables",
-            Stage::Data => "data",
-            Stage::Text => "text and constants",
-            Stage::Rest => "all other memory",
-        })
-    }
-}
-
-/// Takes what belongs to a stage.
-struct Staged<'s, 'a> {
-    stream: &'s mut Stream<'a>,
-    stage: Stage,
-}
-
-impl Taker for Staged<'_, '_> {
-    fn take(&mut self, machine: &mut dyn Machine, phys: u64, size: u64) {
-        let old = self.stream.job.source.old;
-        let (core, stage) = (self.stream.core, self.stage);
-        for (offset, range) in core.ranges(old) {
-            let Range { phys: begins, size: length, .. } = range;
-            let start = phys.max(begins);
-            let end = phys.saturating_add(size).min(begins.saturating_add(length));
-            if start < end {
-                let first = (offset + (start - begins)) / BLOCK;
-                let after = (offset + (end - begins)).div_ceil(BLOCK);
-                self.stream.plan_blocks(machine, stage, first, after - first);
-            }
-        }
-    }
-
-    fn end_of(&mut self, machine: &mut dyn Machine, stage: Stage) {
-        self.stream.send_plan(machine, stage, true);
-        if !self.stream.again && self.stream.result.is_ok() {
-            let sent = self.stream.sender.wire_bytes >> 10;
-            machine.say(format_args!("{} sent, {sent} KiB on the line", Name(stage)));
         }
     }
 }
