@@ -154,6 +154,8 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     let memory_used = boot.image_size;
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory };
+    // Nobody has told the devices: what they still write must not go into the dump.
+    targets::quiesce(firmware, &memory);
     let payload = Payload { version: VERSION, memory_used };
     match options.to {
         To::Serial(port) => {

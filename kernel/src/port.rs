@@ -17,7 +17,7 @@ use drivers::{PhysAddr, Physical, pci};
 use crate::arch::console::{IO_PORTS, IoPort, io_port};
 use crate::memory::PhysicalMemory;
 use crate::time::PayloadClock;
-use crate::{arch, say, targets};
+use crate::{arch, say};
 
 /// Where a serial port is.
 #[derive(Clone, Copy)]
@@ -186,7 +186,6 @@ impl Line for OwnLine {
 
 /// The first virtio console that can be driven.
 fn find_virtio_console(firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Option<AnyPort> {
-    targets::quiesce(firmware, memory);
     let mut found = None;
     arch::pci::each_config_space(firmware, memory, &mut |config| {
         pci::each_function(config, &mut |at| {

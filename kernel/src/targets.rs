@@ -73,7 +73,6 @@ pub fn dump_to_first(
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
     let memory = machine.memory;
-    quiesce(firmware, memory);
     let mut search = Search { pool: arch::dma_pool(), result: Err(Failure::NoDisk) };
     arch::pci::each_config_space(firmware, memory, &mut |config| {
         pci::each_function(config, &mut |at| {
