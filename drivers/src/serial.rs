@@ -12,8 +12,9 @@ use crate::clock::{Clock, Deadline};
 use crate::firmware::{Uart, UartKind};
 use crate::mmio::Registers;
 
-/// Longest wait for room in the transmitter: sixteen characters at 300 baud take half a second.
-const SEND_US: u64 = 600_000;
+/// Longest wait for room in the transmitter. Sixteen characters at 300 baud take half a second; behind
+/// a virtual machine's port may be a program that is busy for seconds. It is waited for once.
+const SEND_US: u64 = 10_000_000;
 
 /// Most bytes that are kept until somebody asks for them; later ones are lost.
 const ARRIVED: usize = 2048;
