@@ -67,6 +67,8 @@ fn dump_with(
     spoil(&mut machine, &mut disk);
 
     let mut buffers = Buffers::new();
+    // Blocks are made in it: nothing that was in it before may get to the disk.
+    buffers.blocks.page.fill(0xee);
     let mut old = OldMemory::new();
     let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
