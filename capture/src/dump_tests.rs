@@ -249,6 +249,14 @@ fn area_that_is_too_small_gets_the_card_and_nothing_else() {
 }
 
 #[test]
+fn area_that_is_too_small_is_said_to_be_when_its_disk_fails_too() {
+    let dumped = dump(4 << 20, |_, disk| disk.writes_left = 0);
+    assert!(matches!(dumped.result, Err(Error::Plan(_))), "{:?}", dumped.result);
+    assert!(dumped.said.iter().any(|line| line.contains("crash card")), "{:?}", dumped.said);
+    assert_eq!(dumped.trailer().unwrap().state, State::Empty);
+}
+
+#[test]
 fn disk_that_refuses_the_card_gets_the_dump() {
     let layout = Layout::new(AREA).unwrap();
     let dumped = dump(AREA, |_, disk| disk.refuses_once = Some(layout.card));
