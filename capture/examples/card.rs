@@ -17,9 +17,8 @@ use capture::{Machine, OldPhys, Unreadable};
 
 /// Enough for the notes of all CPUs, which a core has in one place.
 const NOTES: usize = 1 << 20;
-/// Where e_machine lies in an ELF header, and the number of arm64.
+/// Where e_machine lies in an ELF header.
 const E_MACHINE: u64 = 18;
-const EM_AARCH64: u16 = 183;
 
 struct Core {
     file: File,
@@ -58,10 +57,9 @@ fn main() {
     let mut machine = Core { file, begun: Instant::now(), reads: 0, bytes: 0 };
     let mut number = [0; 2];
     machine.read_old(OldPhys(E_MACHINE), &mut number).expect("an ELF core");
-    let architecture = match u16::from_le_bytes(number) {
-        EM_AARCH64 => Architecture::Aarch64,
-        _ => Architecture::X86_64,
-    };
+    let of_machine = |it: &Architecture| it.elf_machine() == u16::from_le_bytes(number);
+    let architecture = [Architecture::X86_64, Architecture::Aarch64].into_iter().find(of_machine);
+    let architecture = architecture.expect("the core of a machine that is known");
     let mut scratch = vec![0; NOTES];
     let mut old = OldMemory::new();
     let headers = Elfcorehdr::open(&mut machine, architecture, OldPhys(0), 1 << 52)

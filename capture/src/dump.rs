@@ -183,7 +183,9 @@ pub fn write(
     let core = match CoreFile::plan(machine, headers, &mut blocks.notes, old, card, room) {
         Ok(core) => core,
         Err(error) => {
-            write_card_alone(disk, area, card, &mut blocks.page)?;
+            if let Err(why) = write_card_alone(disk, area, card, &mut blocks.page) {
+                machine.say(format_args!("nor is the crash card there: {why}"));
+            }
             return Err(Error::Plan(error));
         }
     };

@@ -67,6 +67,8 @@ fn dump_with(
     spoil(&mut machine, &mut disk);
 
     let mut buffers = Buffers::new();
+    // Blocks are made in it: nothing that was in it before may get to the disk.
+    buffers.blocks.page.fill(0xee);
     let mut old = OldMemory::new();
     let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
@@ -244,6 +246,14 @@ fn area_that_is_too_small_gets_the_card_and_nothing_else() {
     assert_eq!((trailer.state, trailer.reason), (State::Incomplete, Reason::NoRoom));
     let card = trailer.card(&dumped.bytes[layout.card as usize..]).unwrap();
     assert!(card.starts_with("kernel   6.1.0\n"), "{card}");
+}
+
+#[test]
+fn area_that_is_too_small_is_said_to_be_when_its_disk_fails_too() {
+    let dumped = dump(4 << 20, |_, disk| disk.writes_left = 0);
+    assert!(matches!(dumped.result, Err(Error::Plan(_))), "{:?}", dumped.result);
+    assert!(dumped.said.iter().any(|line| line.contains("crash card")), "{:?}", dumped.said);
+    assert_eq!(dumped.trailer().unwrap().state, State::Empty);
 }
 
 #[test]

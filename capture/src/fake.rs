@@ -21,6 +21,10 @@ pub struct FakeMachine {
     pub poisoned: Vec<u64>,
     /// Lines of the console.
     pub said: Vec<String>,
+    /// How often memory was read.
+    pub reads: u64,
+    /// Bytes that were read.
+    pub bytes_read: u64,
 }
 
 impl FakeMachine {
@@ -50,6 +54,8 @@ impl FakeMachine {
 
 impl Machine for FakeMachine {
     fn read_old(&mut self, at: OldPhys, into: &mut [u8]) -> Result<(), Unreadable> {
+        self.reads += 1;
+        self.bytes_read += into.len() as u64;
         let end = at.0 + into.len() as u64;
         if self.poisoned.iter().any(|&page| page < end && at.0 < page + 4096) {
             return Err(Unreadable);

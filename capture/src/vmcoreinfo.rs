@@ -55,7 +55,7 @@ impl Vmcoreinfo {
         u64::from_str_radix(self.wrapped("SYMBOL", name)?, 16).ok()
     }
 
-    /// The number in the line `NUMBER(name)=decimal`; it may be negative.
+    /// The number in the line `NUMBER(name)=number`: decimal, which may be negative, or hexadecimal behind `0x`.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<i64> {
         let value = self.wrapped("NUMBER", name)?;

@@ -106,8 +106,9 @@ pub struct RecordReport {
 pub fn show(path: &Path) -> Result<Report, ShowError> {
     let device = Device::open(path, Access::Read)?;
     let area = Area::find(&device)?;
-    let (dump, dump_error) = match area.trailer.state {
-        State::Empty => (None, None),
+    let (dump, dump_error) = match (area.trailer.state, area.trailer.reason) {
+        // Without room nothing of a core was written: what is there is of an earlier crash.
+        (State::Empty, _) | (State::Incomplete, Reason::NoRoom) => (None, None),
         _ => match notable(&area) {
             Ok(notable) => (Some(notable.into()), None),
             Err(error) => (None, Some(error.to_string())),

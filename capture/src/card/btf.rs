@@ -85,12 +85,12 @@ pub fn offsets<const N: usize>(
     let mut left = hidden.len();
     if left > 0 && !enough(&found) {
         section.each(memory, &mut |memory, id, record| {
-            for &Anonymous { structure, kind, offset } in hidden.iter().filter(|it| it.kind == id) {
+            for &Anonymous { structure, offset, .. } in hidden.iter().filter(|it| it.kind == id) {
                 // One level deep is as deep as kernels hide what is wanted here.
                 let deeper = &mut Vec::new();
                 let place = (structure, offset);
                 section.search(memory, record, place, wanted, &mut found, deeper);
-                left = left.saturating_sub(usize::from(kind == id));
+                left = left.saturating_sub(1);
             }
             left > 0
         });

@@ -5,9 +5,10 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-use super::CARD_BLOCK;
-use super::Card;
+use super::memory::BUDGET;
+use super::report::LOG_COST;
 use super::testing::{BASE, HEADERS, World, at};
+use super::{CARD_BLOCK, Card};
 
 const CALL: u16 = 0x005;
 
@@ -246,49 +247,153 @@ fn card_ends_where_its_block_does() {
     assert!(card.contains("CPU 201: PID 7, in cpu_idle"), "what each did comes before registers");
 }
 
-/// Whatever is broken, a card comes of it, within its bounds and in time.
+/// Stores the addresses of its symbols as kernels with absolute per-CPU symbols do.
+fn with_absolute_per_cpu(mut world: World, symbols: u64) -> World {
+    for place in (at::OFFSETS..).step_by(4).take(symbols as usize) {
+        let bytes = world.memory[place as usize..].first_chunk().unwrap();
+        let offset = i32::from_le_bytes(*bytes);
+        world.put_u32(place, (-1 - offset) as u32);
+    }
+    world
+}
+
+/// Numbers that look like chance, and are the same each time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+
+    /// Puts a few wrong bytes somewhere into `bytes`.
+    fn damage(&mut self, bytes: &mut [u8]) {
+        let value = [
+            0,
+            u64::MAX,
+            self.below(1 << 31) as u64,
+            BASE + self.below(4 << 20) as u64,
+            1 << self.below(64),
+        ];
+        let (value, size) = (value[self.below(5)].to_le_bytes(), 1 + self.below(8));
+        let at = self.below(bytes.len());
+        bytes[at..].iter_mut().zip(&value[..size]).for_each(|(byte, wrong)| *byte = *wrong);
+    }
+}
+
+/// Places in memory that the card is made of, 0x80 bytes each.
+const SOURCES: [u64; 19] = [
+    at::PAGE_TABLES + 0xf80,
+    0x2f80,
+    0x3000,
+    at::NAMES,
+    at::TOKENS,
+    at::TOKEN_INDEX + 0x80,
+    at::OFFSETS,
+    at::ORC_IPS,
+    at::ORC,
+    at::TYPES,
+    at::LOG,
+    at::LOG + 0x100,
+    at::LOG + 0x400,
+    at::DATA,
+    at::DATA + 0x100,
+    at::STACK + 0x1000,
+    at::MODULE,
+    at::MODULE + 0x200,
+    at::MODULE + 0x400,
+];
+
+/// Whatever is broken, a card comes of it, within its bounds and without reading more than it may.
 #[test]
 fn damaged_memory_costs_lines_and_nothing_else() {
-    let whole = panicked();
-    let mut state = 1u64;
-    let mut random = |below: u64| {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
-    let areas = [
-        at::PAGE_TABLES,
-        0x2000,
-        0x3000,
-        at::NAMES,
-        at::TOKENS,
-        at::TOKEN_INDEX,
-        at::OFFSETS,
-        at::ORC_IPS,
-        at::ORC,
-        at::TYPES,
-        at::LOG,
-        at::LOG + 0x100,
-        at::LOG + 0x400,
-        at::DATA,
-        at::DATA + 0x100,
-        at::STACK + 0x1000,
-        at::MODULE,
-        at::MODULE + 0x200,
-        at::MODULE + 0x400,
-    ];
-    for _ in 0..100 {
-        let mut world = whole.clone();
-        for _ in 0..1 + random(6) {
-            let place = areas[random(areas.len() as u64) as usize] + random(0x80);
-            let value = [0, u64::MAX, random(1 << 31), BASE + random(4 << 20), 1 << random(64)];
-            let value = value[random(5) as usize].to_le_bytes();
-            world.put(place, &value[..1 + random(8) as usize]);
+    let base_relative = panicked();
+    assert_eq!(with_absolute_per_cpu(panicked(), 16).card(), base_relative.card());
+    let mut chance = Chance(1);
+    for whole in [with_absolute_per_cpu(panicked(), 16), base_relative] {
+        for round in 0..200 {
+            let mut world = whole.clone();
+            for _ in 0..1 + chance.below(6) {
+                let at = SOURCES[chance.below(SOURCES.len())] as usize;
+                chance.damage(&mut world.memory[at..at + 0x80]);
+            }
+            // Also what the kernel left outside of its memory, now and then.
+            if round % 4 == 1 {
+                let cpu = chance.below(world.cpus.len());
+                chance.damage(&mut world.cpus[cpu]);
+            }
+            if round % 4 == 2 {
+                let mut info = world.info.into_bytes();
+                chance.damage(&mut info);
+                world.info = String::from_utf8_lossy(&info).into_owned();
+            }
+            let (card, cost) = world.card_and_cost();
+            assert!(card.len() <= CARD_BLOCK as usize);
+            assert!(cost <= MOST, "{cost}");
+            assert!(round % 4 == 1 || card.contains("  rip ffffffff81"), "{card}");
         }
-        let card = world.card();
-        assert!(card.len() <= CARD_BLOCK as usize);
-        assert!(card.contains("  rip ffffffff81"), "{card}");
     }
+}
+
+/// What a card may cost: for everything, as much again for what stands in for symbols, for the log
+/// twice, and the notes of these few CPUs.
+const MOST: u64 = 2 * BUDGET + 2 * LOG_COST + NOTES;
+const NOTES: u64 = 64 << 10;
+
+/// A stack of 40 functions of a module that claims as many symbols as there is memory for.
+fn deep_in_a_large_module() -> World {
+    const FRAMES: u64 = 40;
+    let mut world = panicked();
+    let (stack, table) = (at::STACK + 0x1000, at::STACK + 0x1_0000);
+    for frame in 0..FRAMES {
+        world.put_u64(stack + 0x38 + frame * 8, BASE + at::MODULE + 0x1041 + frame);
+    }
+    let entered = stack + 0x38 + FRAMES * 8;
+    world.put_u64(entered, BASE + at::TEXT + 0x320);
+    world.put_u64(entered + 8 + 17 * 8, 0x33);
+    world.put_u64(at::MODULE + 0x200, BASE + table);
+    world.put_u32(at::MODULE + 0x208, ((at::MODULE - table) / 24) as u32);
+    world
+}
+
+#[test]
+fn log_is_shown_whatever_the_symbols_of_a_module_cost() {
+    let (card, cost) = deep_in_a_large_module().card_and_cost();
+    assert!(card.contains("[bad]\n"), "{card}");
+    let (above, log) = card.split_once("log, its end\n").unwrap();
+    assert!(above.ends_with("(reading took too long: names and values are missing)\n"), "{card}");
+    assert!(log.starts_with("[    1.000000] an old line\n"), "{card}");
+    assert!(!log.contains("took too long"), "once is enough: {card}");
+    assert!(cost <= BUDGET + 2 * LOG_COST + NOTES, "{cost}");
+}
+
+/// Where addresses that are not negative stand for themselves, a wrong one is far away from all others.
+#[test]
+fn symbol_that_became_absolute_costs_lines_and_nothing_else() {
+    for symbol in 0..16 {
+        for value in [0, 1 << 30] {
+            let mut world = with_absolute_per_cpu(panicked(), 16);
+            world.put_u32(at::OFFSETS + symbol * 4, value);
+            let (card, cost) = world.card_and_cost();
+            assert!(card.contains("  rip ffffffff81"), "{card}");
+            assert!(cost <= MOST, "{cost}");
+        }
+    }
+}
+
+#[test]
+fn symbols_of_a_module_are_read_once_for_all_frames_in_one_function() {
+    let mut world = deep_in_a_large_module();
+    let table = at::STACK + 0x1_0000;
+    world.put_u32(table, 7);
+    world.put(table + 6, &[1]);
+    world.put_u64(table + 8, BASE + at::MODULE + 0x1000);
+    let (card, cost) = world.card_and_cost();
+    assert_eq!(card.matches("  bad_init+0x").count(), 41, "{card}");
+    assert!(!card.contains("took too long"), "{card}");
+    // 27 bytes' worth for each of 40960 symbols.
+    assert!(cost < 3 << 20, "{cost}");
 }
 
 #[test]

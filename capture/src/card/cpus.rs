@@ -14,6 +14,11 @@ const PID: usize = 32;
 const REGISTERS: usize = 112;
 /// More than any machine of today has: so many program headers and notes are looked at.
 const MAX_CPUS: u64 = 4096;
+/// Places of the program counter and the stack pointer; see the tables below.
+const X86_64_PC: usize = 16;
+const X86_64_SP: usize = 19;
+const AARCH64_PC: usize = 32;
+const AARCH64_SP: usize = 31;
 /// Words of registers that are kept: arm64 has the most.
 const WORDS: usize = 34;
 
@@ -52,16 +57,16 @@ impl Cpu {
     /// The stack pointer.
     pub fn sp(&self, architecture: Architecture) -> Option<u64> {
         self.word(match architecture {
-            Architecture::X86_64 => 19,
-            Architecture::Aarch64 => 31,
+            Architecture::X86_64 => X86_64_SP,
+            Architecture::Aarch64 => AARCH64_SP,
         })
     }
 
     /// The program counter.
     pub fn pc(&self, architecture: Architecture) -> Option<u64> {
         self.word(match architecture {
-            Architecture::X86_64 => 16,
-            Architecture::Aarch64 => 32,
+            Architecture::X86_64 => X86_64_PC,
+            Architecture::Aarch64 => AARCH64_PC,
         })
     }
 }

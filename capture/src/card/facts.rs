@@ -95,8 +95,6 @@ pub struct Facts {
     pub orc: Option<orc::Table>,
     /// Where its types begin and end (BTF).
     pub types: Option<(u64, u64)>,
-    /// Whether its types are known.
-    pub has_types: bool,
     /// The head of its list of modules.
     pub modules: Option<u64>,
     /// The table of where each CPU's own variables are.
@@ -164,7 +162,6 @@ impl Facts {
             log: Log::find(memory, info),
             orc,
             types,
-            has_types: members.iter().any(Option::is_some),
             modules,
             per_cpu,
             run_queues,

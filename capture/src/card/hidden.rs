@@ -76,7 +76,9 @@ impl Hidden {
         known: Option<u64>,
     ) {
         let (words, _) = block.as_chunks::<4>();
-        for (place, word) in (at..).step_by(4).zip(words) {
+        for (index, word) in (0u64..).zip(words) {
+            // Within the block, which may be the last one of all addresses.
+            let place = at + index * 4;
             if self.types.is_none() && *word == TYPES[..4] {
                 self.types = types_at(memory, place);
             }

@@ -134,3 +134,12 @@ fn damaged_tables_end_the_search() {
         }
     }
 }
+
+#[test]
+fn last_block_of_all_addresses_is_looked_through_to_its_end() {
+    let mut hidden = Hidden { types: None, anchor: None, per_cpu: None };
+    World::aarch64().memory(|memory, _| {
+        hidden.look_through(memory, u64::MAX - (BLOCK as u64 - 1), &[0; BLOCK], None);
+    });
+    assert_eq!((hidden.types, hidden.anchor), (None, None));
+}

@@ -21,6 +21,8 @@ pub struct Kernel<'a> {
     pub facts: &'a Facts,
     /// The module that was found last: neighbours in a trace are of the same one.
     module: Option<Module>,
+    /// The function of a module that was found last: to find one, all symbols of its module are read.
+    function: Option<(Module, Symbol)>,
 }
 
 /// A place in the kernel's text.
@@ -73,7 +75,7 @@ pub struct Task {
 impl<'a> Kernel<'a> {
     /// The kernel whose memory this is.
     pub fn new(memory: KernelMemory<'a>, facts: &'a Facts) -> Kernel<'a> {
-        Kernel { memory, facts, module: None }
+        Kernel { memory, facts, module: None, function: None }
     }
 
     /// The function that `at` lies in.
@@ -82,8 +84,20 @@ impl<'a> Kernel<'a> {
             return Some(Place { function, module: Name::new() });
         }
         let module = self.module_covering(at)?;
-        let function = module.symbol(&mut self.memory, self.facts, at)?;
+        let function = self.module_function(module, at)?;
         Some(Place { function, module: module.name(&mut self.memory, self.facts) })
+    }
+
+    fn module_function(&mut self, module: Module, at: u64) -> Option<Symbol> {
+        if let Some((of, function)) = &self.function
+            && *of == module
+            && at.checked_sub(function.start).is_some_and(|skip| skip < function.size)
+        {
+            return Some(function.clone());
+        }
+        let function = module.symbol(&mut self.memory, self.facts, at)?;
+        self.function = Some((module, function.clone()));
+        Some(function)
     }
 
     /// The function of the kernel's image that `at` lies in.

@@ -8,6 +8,7 @@ use heapless::Vec;
 use crate::vmcoreinfo::Vmcoreinfo;
 
 use super::memory::KernelMemory;
+use super::text::contains;
 
 /// Bytes of a record's text that are read; printk's own records have at most 1024.
 pub const TEXT: usize = 1024;
@@ -230,7 +231,7 @@ impl Log {
 impl LastWords {
     fn hear(&mut self, line: &[u8], time: u64, last: u64) {
         let kept = || Line::from_slice(line).unwrap_or_default();
-        let says = |sign: &str| contains(line, sign.as_bytes());
+        let says = |sign: &str| contains(line, sign);
         // The line that ends the report repeats the reason behind a mark of its own.
         if self.panic.is_none() && says(PANIC) && !line.starts_with(b"---[") {
             self.panic = Some((time, kept()));
@@ -246,9 +247,4 @@ impl LastWords {
             self.who = Some(kept());
         }
     }
-}
-
-/// Whether `text` has `part` in it.
-pub fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len().max(1)).any(|window| window == part)
 }

@@ -1,6 +1,6 @@
 //! The dead kernel's virtual memory, read a little at a time.
 //!
-//! Everything that the card reads goes through [`KernelMemory`]: its addresses are the dead kernel's
+//! Everything that the card reads but the notes goes through [`KernelMemory`]: its addresses are the dead kernel's
 //! allegations, so they are translated by its page tables, and the outcome must lie in a range of
 //! [`OldMemory`]. What all reads together may cost is limited, so that no structure in old memory,
 //! however broken, can keep the dump waiting.
@@ -21,9 +21,9 @@ const MAPPINGS: usize = 8;
 
 /// What everything that is read for one print of the card may cost: about a byte each. A kernel's
 /// types and the names of its symbols, read once, are below 8 MiB.
-const BUDGET: u64 = 32 << 20;
+pub(super) const BUDGET: u64 = 32 << 20;
 /// What a read costs besides its bytes; one that the cache answers costs 1.
-const COST: u64 = 64;
+pub(super) const COST: u64 = 64;
 
 /// What was read last.
 pub struct Cache {
@@ -53,6 +53,8 @@ pub struct KernelMemory<'a> {
     tables: Option<Tables>,
     cache: &'a mut Cache,
     budget: u64,
+    /// Whether something was not read because of that.
+    is_spent: bool,
 }
 
 impl<'a> KernelMemory<'a> {
@@ -63,7 +65,7 @@ impl<'a> KernelMemory<'a> {
         tables: Option<Tables>,
         cache: &'a mut Cache,
     ) -> KernelMemory<'a> {
-        KernelMemory { machine, old, tables, cache, budget: BUDGET }
+        KernelMemory { machine, old, tables, cache, budget: BUDGET, is_spent: false }
     }
 
     /// The machine below.
@@ -74,6 +76,18 @@ impl<'a> KernelMemory<'a> {
     /// Allows as many bytes more to be read as are asked for, within what is allowed for all.
     pub fn allow(&mut self, bytes: u64) {
         self.budget = self.budget.saturating_add(bytes.min(BUDGET));
+    }
+
+    /// Whether something was not read because more was asked for than is allowed.
+    pub fn is_spent(&self) -> bool {
+        self.is_spent
+    }
+
+    fn spend(&mut self, cost: u64) -> Option<()> {
+        let left = self.budget.checked_sub(cost);
+        self.is_spent |= left.is_none();
+        self.budget = left?;
+        Some(())
     }
 
     /// Whether page tables are known.
@@ -145,7 +159,7 @@ impl<'a> KernelMemory<'a> {
 
     /// The cached line at `start`, a multiple of its size.
     fn line(&mut self, start: u64) -> Option<&[u8; LINE]> {
-        self.budget = self.budget.checked_sub(1)?;
+        self.spend(1)?;
         let slot = (start / LINE as u64) as usize % LINES;
         if self.cache.at[slot] != start | READ {
             let mut line = [0; LINE];
@@ -195,15 +209,13 @@ impl<'a> KernelMemory<'a> {
 
     /// Reads physical memory, all of it in known ranges.
     fn read_phys(&mut self, phys: u64, into: &mut [u8]) -> Option<()> {
-        self.budget = self.budget.checked_sub(into.len() as u64 + COST)?;
+        self.spend(into.len() as u64 + COST)?;
         let mut done = 0;
         while done < into.len() {
             let at = phys.checked_add(done as u64)?;
-            let covers = |&(skip, size): &(u64, u64)| skip < size;
             let (source, left) = self.old.ranges().iter().find_map(|range| {
-                let place = (at.checked_sub(range.phys)?, range.size);
-                let (skip, size) = Some(place).filter(covers)?;
-                Some((range.source.0.checked_add(skip)?, size - skip))
+                let skip = at.checked_sub(range.phys).filter(|&skip| skip < range.size)?;
+                Some((range.source.0.checked_add(skip)?, range.size - skip))
             })?;
             let some = (into.len() - done).min(usize::try_from(left).unwrap_or(usize::MAX));
             let part = into.get_mut(done..done + some)?;

@@ -5,8 +5,9 @@
 //! that leads to in old memory: page tables, symbol table, unwind tables, types. Where a source is
 //! missing, its part says so and the rest stands.
 //!
-//! Nothing here is needed for the dump, so nothing here may cost it: every read is checked against the
-//! ranges of old memory, what all reads may cost is limited, and lists are walked only so far.
+//! Nothing here is needed for the dump, so nothing here may cost it: what is read, but for the notes, is
+//! checked against the ranges of old memory, what all of that may cost is limited, and lists are walked
+//! only so far.
 
 #[cfg(test)]
 mod arm64_tests;
@@ -139,7 +140,7 @@ impl Card {
         let mut kernel = Kernel::new(memory, facts);
         let out = &mut Both { text, shown: out };
         let room = CARD_BLOCK as usize;
-        Report { kernel: &mut kernel, source, scratch, out, room }.write();
+        Report { kernel: &mut kernel, source, scratch, out, room, is_told: false }.write();
     }
 
     /// The card that was made: lines, an end of line of one byte after each, at most [`CARD_BLOCK`]

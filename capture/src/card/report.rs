@@ -19,9 +19,11 @@ mod head;
 
 /// Most bytes of a line; longer ones are cut.
 const LINE: usize = log::TEXT + 64;
-/// Bytes of the log's end that are shown, and the least that a record takes of them.
+/// Bytes of the log's end that are shown, and what a record takes of them besides its text.
 const LOG_BYTES: usize = 8 << 10;
 const LOG_PREFIX: usize = 17;
+/// What reading the log may cost, whatever was spent on anything else: it says most.
+pub(super) const LOG_COST: u64 = 2 << 20;
 /// Registers on a line.
 const IN_A_LINE: usize = 3;
 
@@ -37,11 +39,14 @@ pub struct Report<'a, 'k> {
     pub out: &'a mut dyn Sink,
     /// Bytes that may still be written.
     pub room: usize,
+    /// Whether the card says already that not everything was read.
+    pub is_told: bool,
 }
 
 impl Report<'_, '_> {
     /// Writes the whole card.
     pub fn write(&mut self) {
+        self.kernel.memory.allow(LOG_COST);
         let words = match self.kernel.facts.log {
             Some(log) => log.last_words(&mut self.kernel.memory),
             None => LastWords::default(),
@@ -59,8 +64,19 @@ impl Report<'_, '_> {
             }
             None => self.line(format_args!("no CPU saved its registers: no call trace")),
         }
+        self.tell_if_spent();
+        self.kernel.memory.allow(LOG_COST);
         self.write_log();
         self.write_others(crasher.as_ref());
+        self.tell_if_spent();
+    }
+
+    /// Says once that more was to be read than a card may cost.
+    fn tell_if_spent(&mut self) {
+        if self.kernel.memory.is_spent() && !self.is_told {
+            self.is_told = true;
+            self.line(format_args!("(reading took too long: names and values are missing)"));
+        }
     }
 
     /// Writes a line, if there is room.
@@ -122,7 +138,7 @@ impl Report<'_, '_> {
         for frame in trace.last() {
             self.write_frame(&frame, false);
         }
-        if trace.end != End::KernelThread || trace.first().is_empty() {
+        if trace.end != End::KernelThread {
             self.line(format_args!("  ({})", trace.end));
         }
     }

@@ -1,8 +1,9 @@
 //! The first lines of the card: what, why, when, who.
 
 use crate::card::cpus::Cpu;
-use crate::card::log::{self, LastWords};
-use crate::card::text::{Clean, Date, Taint, Time, between, number};
+use crate::card::facts::Member;
+use crate::card::log::LastWords;
+use crate::card::text::{Clean, Date, Taint, Time, between, contains, number};
 
 use super::Report;
 
@@ -78,7 +79,7 @@ impl Report<'_, '_> {
             self.line(format_args!("taint    {}", Taint(mask)));
         } else if let Some(said) = between(who, " Tainted: ", &[release]) {
             self.line(format_args!("taint    {} (by the log)", Clean(said.trim_ascii())));
-        } else if log::contains(who, b" Not tainted") {
+        } else if contains(who, " Not tainted") {
             self.line(format_args!("taint    none (by the log)"));
         } else {
             self.line(format_args!("taint    unknown: {}", self.missing()));
@@ -93,7 +94,7 @@ impl Report<'_, '_> {
             }
             facts if facts.kallsyms.is_none() => "the kernel's symbol table was not found",
             facts if facts.per_cpu.is_none() => "the kernel's symbol table has no variables",
-            facts if !facts.has_types => "the kernel's types were not found",
+            facts if facts.member(Member::TaskPid).is_none() => "the kernel's types were not found",
             _ => "it cannot be read",
         }
     }

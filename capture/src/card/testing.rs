@@ -7,13 +7,13 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::architecture::Architecture;
-use crate::dump::Source;
+use crate::dump::{Silence, Source};
 use crate::elfcorehdr::Elfcorehdr;
 use crate::fake::{FakeMachine, LIMIT, elfcorehdr64, note};
 use crate::old::OldMemory;
 use crate::{Machine, OldPhys};
 
-use super::memory::{Cache, KernelMemory};
+use super::memory::{COST, Cache, KernelMemory};
 use super::paging::Tables;
 use super::{Card, Sink};
 
@@ -251,6 +251,16 @@ impl World {
     /// Crashes it and prints its card.
     pub fn card(&self) -> String {
         self.cards().0
+    }
+
+    /// Crashes it and makes its card; also tells what reading for it cost, as [`KernelMemory`] counts.
+    pub fn card_and_cost(&self) -> (String, u64) {
+        self.crash(|machine, source| {
+            (machine.reads, machine.bytes_read) = (0, 0);
+            let mut card = Card::new();
+            card.make(machine, source, &mut [0; 8192], &mut Silence);
+            (card.text().into(), machine.reads * COST + machine.bytes_read)
+        })
     }
 
     /// Crashes it and prints its card twice.

@@ -76,7 +76,7 @@ impl fmt::Display for Date {
     }
 }
 
-/// The taint in the kernel's letters and as a number (kernel/panic.c, taint_flags, 6.12).
+/// The taint in the kernel's letters and as a number (kernel/panic.c, taint_flags, 6.15).
 pub struct Taint(pub u64);
 
 impl fmt::Display for Taint {
@@ -98,12 +98,18 @@ impl fmt::Display for Taint {
 
 /// What lies between `before` and the next `after` in a text; to its end when there is no `after`.
 pub fn between<'a>(text: &'a [u8], before: &str, after: &[&str]) -> Option<&'a [u8]> {
-    let at = |text: &[u8], part: &str| {
-        text.windows(part.len().max(1)).position(|window| window == part.as_bytes())
-    };
-    let rest = text.get(at(text, before)? + before.len()..)?;
-    let end = after.iter().filter_map(|part| at(rest, part)).min().unwrap_or(rest.len());
+    let rest = text.get(find(text, before)? + before.len()..)?;
+    let end = after.iter().filter_map(|part| find(rest, part)).min().unwrap_or(rest.len());
     rest.get(..end)
+}
+
+/// Whether `text` has `part` in it.
+pub fn contains(text: &[u8], part: &str) -> bool {
+    find(text, part).is_some()
+}
+
+fn find(text: &[u8], part: &str) -> Option<usize> {
+    text.windows(part.len().max(1)).position(|window| window == part.as_bytes())
 }
 
 /// A decimal number at the start of a text.

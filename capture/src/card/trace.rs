@@ -61,8 +61,8 @@ impl Trace {
 
     /// The outermost frames behind those.
     pub fn last(&self) -> impl Iterator<Item = Frame> {
-        let oldest = if self.further > LAST { self.further % LAST } else { 0 };
-        let (newer, older) = self.last.split_at(oldest.min(self.last.len()));
+        // As long as there is room, all of them are before that, in their order.
+        let (newer, older) = self.last.split_at(self.further % LAST);
         older.iter().chain(newer).copied()
     }
 }

@@ -9,10 +9,7 @@ use super::facts::Member;
 use super::kernel::Kernel;
 use super::unwind::{End, Frame, Kind, Step, Unwinder};
 
-/// Words of struct user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.
-const WORDS: usize = 34;
-
-/// Indices into it.
+/// Indices into struct user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.
 mod reg {
     pub const FP: usize = 29;
     pub const LR: usize = 30;
@@ -174,5 +171,3 @@ fn end(kernel: &mut Kernel<'_>, base: u64) -> End {
         _ => End::KernelThread,
     }
 }
-
-const _: () = assert!(WORDS == reg::PSTATE + 1);

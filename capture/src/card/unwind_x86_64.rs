@@ -54,10 +54,8 @@ impl Unwinder for X86Unwinder {
     }
 
     fn step(&self, kernel: &mut Kernel<'_>) -> Step<X86Unwinder> {
-        if kernel.facts.orc.is_none() {
-            return Step::End(End::NoTables);
-        }
-        let Some(rule) = self.rule(kernel) else { return Step::End(End::NoRule) };
+        let Some(table) = kernel.facts.orc else { return Step::End(End::NoTables) };
+        let rule = self.rule(kernel, table);
         match rule.kind {
             orc::Kind::EndOfStack => Step::End(End::KernelThread),
             orc::Kind::Undefined => self.call_site(kernel).map_or(Step::End(End::NoRule), Step::To),
@@ -81,12 +79,11 @@ impl X86Unwinder {
     }
 
     /// The rule for a frame; without tables it is taken to keep a frame pointer.
-    fn rule(&self, kernel: &mut Kernel<'_>) -> Option<Entry> {
+    fn rule(&self, kernel: &mut Kernel<'_>, table: orc::Table) -> Entry {
         let at = self.frame().lookup();
         if self.pc == 0 {
-            return Some(orc::BAD_CALL);
+            return orc::BAD_CALL;
         }
-        let table = kernel.facts.orc?;
         let rule = match kernel.code(at) {
             Some(Code::Image) => table.find(&mut kernel.memory, at),
             Some(Code::Module(module)) => module
@@ -95,7 +92,7 @@ impl X86Unwinder {
             None if self.kind == Kind::Registers => Some(orc::BAD_CALL),
             None => None,
         };
-        Some(rule.unwrap_or(orc::FRAME_POINTER))
+        rule.unwrap_or(orc::FRAME_POINTER)
     }
 
     fn follow(&self, kernel: &mut Kernel<'_>, rule: Entry) -> Option<Step<X86Unwinder>> {

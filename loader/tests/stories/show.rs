@@ -121,6 +121,20 @@ fn damaged_crash_card_is_not_shown() {
 }
 
 #[test]
+fn core_of_an_earlier_crash_is_not_shown_where_the_last_one_had_no_room() {
+    let (directory, path) = area_image(State::Incomplete, Reason::NoRoom);
+    with_card(&path, b"kernel   6.12.0\n");
+    let trailer = trailer(&path);
+    let (state, reason) = (State::Incomplete, Reason::NoRoom);
+    let layout = Layout::new(AREA).unwrap();
+    patch(&path, layout.trailer, &Trailer { state, reason, ..trailer }.to_block());
+    let text = loader(&directory, &["show", "area"]).stdout;
+    assert!(text.contains("crash card\n  kernel   6.12.0\n"), "{text}");
+    assert!(!text.contains("6.1.0-42-amd64") && !text.contains("not readable"), "{text}");
+    assert!(text.contains("the area must be larger"), "{text}");
+}
+
+#[test]
 fn dump_without_readable_headers_is_still_shown() {
     let (directory, path) = area_image(State::Writing, Reason::None);
     patch(&path, 0, &[0; 64]);
