@@ -120,6 +120,15 @@ pub struct Payload<'a> {
     pub memory_used: u64,
 }
 
+impl Payload<'_> {
+    /// Its version as formats have it: cut, or padded with zeros.
+    pub(crate) fn version_field(&self) -> [u8; 64] {
+        let mut field = [0; 64];
+        field.iter_mut().zip(self.version.bytes()).for_each(|(to, from)| *to = from);
+        field
+    }
+}
+
 /// Why a dump ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -228,14 +237,10 @@ pub fn write(
 
 /// What the vendor note says before the first block.
 pub(crate) fn record(source: Source<'_>, payload: Payload<'_>) -> Record {
-    let mut version = [0; 64];
-    let text = payload.version.as_bytes();
-    let size = text.len().min(version.len());
-    version[..size].copy_from_slice(&text[..size]);
     Record {
         version: record::VERSION.into(),
         complete: 0.into(),
-        payload: version,
+        payload: payload.version_field(),
         first_block_us: 0.into(),
         last_block_us: 0.into(),
         pages_read: 0.into(),

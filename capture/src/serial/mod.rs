@@ -11,6 +11,7 @@
 mod compress;
 mod order;
 mod places;
+mod repair;
 mod sender;
 mod sent;
 mod staged;

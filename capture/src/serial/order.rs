@@ -66,11 +66,10 @@ pub fn walk(
     notes: &mut [u8],
     taker: &mut dyn Taker,
 ) {
-    let rest = stage == Stage::Rest;
     let (memory, facts) = card.open(machine, source);
     let mut walk = Walk { source, memory, places, notes, taker };
     match stage {
-        // The head is no memory.
+        // No memory.
         Stage::Head => {}
         Stage::Running => walk.running(facts),
         Stage::Tasks => {
@@ -84,15 +83,9 @@ pub fn walk(
         Stage::PerCpu => walk.per_cpu(),
         Stage::Data => walk.data(),
         Stage::Text => walk.text(),
-        Stage::Rest => {}
+        Stage::Rest => walk.rest(),
     }
-    let Walk { mut memory, taker, .. } = walk;
-    if rest {
-        for range in source.old.ranges() {
-            taker.take(memory.machine(), range.phys, range.size);
-        }
-    }
-    taker.end_of(memory.machine(), stage);
+    walk.taker.end_of(walk.memory.machine(), stage);
 }
 
 impl Walk<'_, '_> {
@@ -336,6 +329,13 @@ impl Walk<'_, '_> {
         }
         let image = self.image_area();
         self.image(image);
+    }
+
+    /// All memory.
+    fn rest(&mut self) {
+        for range in self.source.old.ranges() {
+            self.taker.take(self.memory.machine(), range.phys, range.size);
+        }
     }
 
     /// Where the image is, and how large: to its end, if that has a name.

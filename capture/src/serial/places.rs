@@ -88,11 +88,11 @@ pub struct Places {
     pub per_cpu_offsets: Option<u64>,
     /// A CPU's own variables, as the symbol table has them, and how many bytes they take.
     pub per_cpu_area: Option<(u64, u64)>,
-    /// The image's data, its constants, and what it freed after boot.
+    /// The image's data.
     pub data: Option<(u64, u64)>,
-    /// Constants.
+    /// The image's constants.
     pub constants: Option<(u64, u64)>,
-    /// What is not the image's any more.
+    /// What of the image was freed after boot.
     pub freed: Option<(u64, u64)>,
     /// Members of struct task_struct.
     pub task: TaskLayout,

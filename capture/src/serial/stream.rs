@@ -17,6 +17,7 @@ use crate::{Machine, OldPhys};
 
 use super::order;
 use super::places::Places;
+use super::repair::pieces;
 use super::sender::{Broken, Frames, Request, Sender};
 use super::sent::Sent;
 use super::staged::Staged;
@@ -26,16 +27,6 @@ const PAGE: usize = BLOCK as usize;
 /// Runs of a plan: short enough that what a lost plan hides is little, and that console and receiver are
 /// heard from often.
 const PLANNED: usize = 1024;
-
-/// How long the end waits for somebody who was never heard, and for one who fell silent; and how long
-/// for one who is heard but asks for nothing.
-const STRANGER_US: u64 = 3_000_000;
-const SILENT_US: u64 = 15_000_000;
-const IDLE_US: u64 = 60_000_000;
-/// How often the end is told meanwhile: it may get lost too.
-const TELL_US: u64 = 1_000_000;
-/// What is sent again at most, for each block that was sent: one who asks for ever is no receiver.
-const AGAIN: u64 = 8;
 
 /// Buffers of the stream, outside of the stack.
 pub struct Buffers {
@@ -118,21 +109,29 @@ pub fn write(
     let sender = Sender::new(line, frames, stream, job.baud);
     let first_block_us = machine.now_us();
     let numbers = Numbers { first_block_us, ..Numbers::default() };
-    let mut stream =
-        Stream { sender, job, core, sent, plan, numbers, again: false, result: Ok(()) };
+    let mut stream = Stream {
+        sender,
+        job,
+        core,
+        sent,
+        plan,
+        numbers,
+        wire_again: 0,
+        again: false,
+        result: Ok(()),
+    };
     stream.run(machine, card, &places, notes).map_err(|Broken| dump::Error::Line)
 }
 
 /// What is counted.
 #[derive(Clone, Copy, Default)]
-struct Numbers {
+pub(super) struct Numbers {
     first_block_us: u64,
     last_block_us: u64,
     /// Plans sent in this walk, and in all of the first one.
     plans: u32,
     all_plans: u32,
     blocks: u64,
-    blocks_again: u64,
     pages_read: u64,
     pages_unreadable: u64,
     head_crc: u32,
@@ -145,7 +144,9 @@ pub(super) struct Stream<'a> {
     sent: &'a mut Sent,
     /// Runs of the next plan.
     plan: &'a mut Vec<Run, PLANNED>,
-    numbers: Numbers,
+    pub(super) numbers: Numbers,
+    /// Bytes on the line because a receiver asked for them.
+    pub(super) wire_again: u64,
     /// Plans are sent again, without their blocks.
     pub(super) again: bool,
     /// The first failure, for walks that do not end with it.
@@ -214,7 +215,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn plans_again(
+    pub(super) fn plans_again(
         &mut self,
         machine: &mut dyn Machine,
         card: &mut Card,
@@ -304,10 +305,6 @@ impl Stream<'_> {
     }
 
     fn begin(&self, planned: u64) -> Begin {
-        let mut payload = [0; 64];
-        let text = self.job.payload.version.as_bytes();
-        let size = text.len().min(payload.len());
-        payload[..size].copy_from_slice(&text[..size]);
         let core = &self.core;
         let expected = match self.job.extent {
             Extent::Full => core.size / BLOCK,
@@ -321,38 +318,25 @@ impl Stream<'_> {
             head_size: core.head_size.into(),
             core_size: core.size.into(),
             expected_blocks: expected.into(),
-            payload,
+            payload: self.job.payload.version_field(),
         }
     }
 
     /// Sends the blocks of a run, and what the receiver asks for meanwhile.
     fn send_run(&mut self, machine: &mut dyn Machine, run: Run) -> Result<(), Broken> {
-        self.send_blocks(machine, run.first(), run.count())?;
-        self.numbers.blocks += run.count();
-        while self.sender.request.take_if(|it| *it == Request::Blocks).is_some() {
-            let runs = self.sender.frames.wanted.clone();
-            self.send_again(machine, &runs)?;
-        }
-        Ok(())
-    }
-
-    /// Sends memory again that the receiver lacks.
-    fn send_again(&mut self, machine: &mut dyn Machine, runs: &[Run]) -> Result<(), Broken> {
-        let head = self.core.head_size / BLOCK;
-        for run in runs {
-            let (first, end) = (run.first().max(head), run.first() + run.count());
-            if first < end && end <= self.core.size / BLOCK {
-                self.numbers.blocks_again += end - first;
-                let before = self.numbers;
-                self.send_blocks(machine, first, end - first)?;
-                self.numbers = before;
+        for (first, count) in pieces(run.first(), run.first() + run.count()) {
+            self.send_blocks(machine, first, count)?;
+            self.numbers.blocks += count;
+            if self.sender.request.take_if(|it| *it == Request::Blocks).is_some() {
+                let runs = self.sender.frames.wanted.clone();
+                self.send_again(machine, &runs)?;
             }
         }
         Ok(())
     }
 
     /// Sends blocks of memory: a few in one frame, and those without content counted.
-    fn send_blocks(
+    pub(super) fn send_blocks(
         &mut self,
         machine: &mut dyn Machine,
         first: u64,
@@ -436,7 +420,7 @@ impl Stream<'_> {
 
     /// Sends the blocks of the head, or of them those that are `wanted`; as they are in the end when
     /// it is `done`.
-    fn head(
+    pub(super) fn head(
         &mut self,
         machine: &mut dyn Machine,
         notes: &mut [u8],
@@ -498,7 +482,7 @@ impl Stream<'_> {
         }
     }
 
-    fn end(&mut self, machine: &mut dyn Machine) -> Result<(), Broken> {
+    pub(super) fn end(&mut self, machine: &mut dyn Machine) -> Result<(), Broken> {
         let end = End {
             complete: u32::from(self.is_whole()).into(),
             plans: self.numbers.all_plans.into(),
@@ -508,54 +492,6 @@ impl Stream<'_> {
             pages_unreadable: self.numbers.pages_unreadable.into(),
         };
         self.sender.small(machine, Kind::End, 0, end.as_bytes())
-    }
-
-    /// Answers the receiver until it has everything or is not heard any more. Returns whether it said
-    /// that it has.
-    fn repair(
-        &mut self,
-        machine: &mut dyn Machine,
-        card: &mut Card,
-        places: &Places,
-        notes: &mut [u8],
-    ) -> Result<bool, Broken> {
-        let begun = machine.now_us();
-        let (mut asked, mut told) = (begun, begun);
-        loop {
-            self.sender.listen(machine);
-            let now = machine.now_us();
-            let silent = match self.sender.heard_us {
-                Some(heard) => now.saturating_sub(heard.max(begun)) > SILENT_US,
-                None => now - begun > STRANGER_US,
-            };
-            let spent = self.numbers.blocks_again / AGAIN > self.numbers.blocks;
-            if silent || spent || now.saturating_sub(asked) > IDLE_US {
-                return Ok(false);
-            }
-            match self.sender.request.take() {
-                None if now.saturating_sub(told) < TELL_US => continue,
-                None => {}
-                Some(Request::Done) => return Ok(true),
-                Some(Request::Plans) => {
-                    // Counted, so that this ends as well.
-                    self.numbers.blocks_again += u64::from(self.numbers.all_plans) + 1;
-                    self.plans_again(machine, card, places, notes)?;
-                    asked = machine.now_us();
-                }
-                Some(Request::Blocks) => {
-                    let runs = self.sender.frames.wanted.clone();
-                    let head = self.core.head_size / BLOCK;
-                    if runs.iter().any(|run| run.first() < head) {
-                        self.numbers.blocks_again += head;
-                        self.head(machine, notes, card.text(), true, &runs)?;
-                    }
-                    self.send_again(machine, &runs)?;
-                    asked = machine.now_us();
-                }
-            }
-            self.end(machine)?;
-            told = machine.now_us();
-        }
     }
 }
 

@@ -16,6 +16,7 @@ use format::{BLOCK, area::Trailer};
 use miniz_oxide::inflate::decompress_to_vec;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::repair::{AGAIN, ANSWER_EVERY};
 use super::*;
 use crate::card::testing::World;
 use crate::card::tests::panicked;
@@ -62,6 +63,10 @@ struct Receiver {
     begin: Option<Begin>,
     /// Bytes that the line takes before it breaks.
     takes: usize,
+    /// What it asks for after every frame, if it is one that never has enough.
+    nags: Option<&'static [Run]>,
+    /// What blocks came, first and count, in their order.
+    order: Vec<(u64, u64)>,
 }
 
 impl Receiver {
@@ -79,6 +84,8 @@ impl Receiver {
             ends: Vec::new(),
             begin: None,
             takes: usize::MAX,
+            nags: None,
+            order: Vec::new(),
         }
     }
 
@@ -112,6 +119,7 @@ impl Receiver {
                 }
             }
             Kind::Blocks => {
+                self.order.push((header.offset / BLOCK, header.count.into()));
                 let zeros = vec![0; BLOCK as usize];
                 for index in 0..u64::from(header.count) {
                     let block = header.offset / BLOCK + index;
@@ -148,6 +156,10 @@ impl Receiver {
             [] => (Kind::Done, &[][..]),
             runs => (Kind::Want, runs.as_bytes()),
         };
+        self.say(stream, kind, content);
+    }
+
+    fn say(&mut self, stream: u32, kind: Kind, content: &[u8]) {
         let count = content.len() as u32;
         let header =
             Header { kind, encoding: Encoding::Plain, stream, sequence: 0, count, offset: 0 };
@@ -167,6 +179,9 @@ impl Line for Receiver {
                 let content = content.to_vec();
                 if !(self.loses)(header.sequence) {
                     self.take(header, &content);
+                }
+                if let Some(runs) = self.nags {
+                    self.say(header.stream, Kind::Want, runs.as_bytes());
                 }
             }
         }
@@ -319,4 +334,39 @@ fn broken_line_ends_the_dump_wherever_it_breaks() {
         let sent = send(&panicked(), Extent::Kernel, &mut receiver);
         assert_eq!(sent, Err(dump::Error::Line));
     }
+}
+
+#[test]
+fn receiver_that_never_has_enough_does_not_keep_the_machine() {
+    let mut whole = Receiver::new(|_| false, false);
+    let once = send(&panicked(), Extent::Full, &mut whole).unwrap().wire_bytes;
+    let head = whole.begin.unwrap().head_size.get() / BLOCK;
+    let all = whole.begin.unwrap().core_size.get() / BLOCK - head;
+    // Everything again and again, nothing, and blocks that the core does not have.
+    let everything = Vec::leak(vec![Run::new(head, all); 100]);
+    let beyond = Vec::leak(vec![Run::new(1 << 40, 1)]);
+    for runs in [everything, &mut [], beyond] {
+        let mut receiver = Receiver::new(|_| false, false);
+        receiver.nags = Some(runs);
+        let complete = send(&panicked(), Extent::Full, &mut receiver).unwrap();
+        assert!(!complete.confirmed);
+        assert!(receiver.blocks == whole.blocks || receiver.missing().is_empty());
+        assert!(complete.wire_bytes < once * (AGAIN + 4), "{} {once}", complete.wire_bytes);
+    }
+}
+
+#[test]
+fn what_is_asked_for_comes_before_the_rest_of_a_long_run() {
+    let asked = Vec::leak(vec![Run::new(4, 1)]);
+    let mut receiver = Receiver::new(|_| false, false);
+    receiver.nags = Some(asked);
+    send(&panicked(), Extent::Full, &mut receiver).unwrap();
+    let all = receiver.begin.unwrap().core_size.get() / BLOCK;
+    let mut waited = 0;
+    for &(first, count) in &receiver.order {
+        waited = if (first..first + count).contains(&4) { 0 } else { waited + count };
+        // Asked for in the middle of one piece, it comes behind that or the next one.
+        assert!(waited <= 2 * ANSWER_EVERY, "{waited} of {all}");
+    }
+    assert!(all > 8 * ANSWER_EVERY, "{all}");
 }
