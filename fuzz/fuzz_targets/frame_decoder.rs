@@ -17,7 +17,8 @@ fuzz_target!(|bytes: &[u8]| {
             Some(Event::Frame(header, content)) => {
                 came += content.len();
                 let mut wire = vec![0; MAX_WIRE];
-                let size = encode(&header, content, &mut wire).expect("there is room for any frame");
+                let size =
+                    encode(&header, content, &mut wire).expect("there is room for any frame");
                 let mut again = Box::new(Decoder::<MAX_WIRE>::new());
                 let (last, all_but_last) = wire[..size].split_last().expect("not empty");
                 assert!(all_but_last.iter().all(|&byte| again.push(byte).is_none()));

@@ -89,7 +89,9 @@ fuzz_target!(|bytes: &[u8]| {
             match receiver.push(byte, &mut Sink).expect("the sink takes everything") {
                 Some(Event::Text(bytes)) => {
                     let shown = text.push(bytes);
-                    assert!(!shown.contains(|it: char| it.is_control() && it != '\n' && it != '\t'));
+                    assert!(
+                        !shown.contains(|it: char| it.is_control() && it != '\n' && it != '\t')
+                    );
                 }
                 Some(Event::OtherStream(header, content)) => {
                     other = Some((header, content.to_vec()));

@@ -107,4 +107,12 @@ mod tests {
         assert_eq!(card_of_log(log).as_deref(), Some("kernel   6.1.0\n  frame\n"));
         assert_eq!(card_of_log(b"login: \r\n"), None);
     }
+
+    #[test]
+    fn card_on_a_port_of_its_own_has_bare_marks_and_may_lack_its_end() {
+        let whole = b"tinykdump 0.1\r\ncrash card:\r\nkernel   6.1.0\r\nend of the crash card\r\n";
+        assert_eq!(card_of_log(whole).as_deref(), Some("kernel   6.1.0\n"));
+        let cut = b"crash card:\r\nkernel   6.1.0\r\npan";
+        assert_eq!(card_of_log(cut).as_deref(), Some("kernel   6.1.0\npan\n"));
+    }
 }
