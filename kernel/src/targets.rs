@@ -7,7 +7,7 @@ use capture::area;
 use capture::dump::{self, Buffers, Complete, Payload, Source};
 use capture::options::To;
 use drivers::Physical;
-use drivers::dma::DmaPool;
+use drivers::block::BlockDevice;
 use drivers::firmware::Firmware;
 use drivers::pci;
 use drivers::virtio::Transport;
@@ -73,15 +73,14 @@ pub fn dump_to_first(
     job: &mut Job<'_>,
 ) -> Result<Complete, Failure> {
     let memory = machine.memory;
-    let mut search = Search { pool: arch::dma_pool(), result: Err(Failure::NoDisk) };
+    let mut search = Search { result: Err(Failure::NoDisk) };
     arch::pci::each_config_space(firmware, memory, &mut |config| {
         pci::each_function(config, &mut |at| {
-            if search.is_over() || !is_block_device(pci::identity(config, at)) {
-                return;
+            if !search.is_over() && is_block_device(pci::identity(config, at)) {
+                let transport = PciTransport::open(config, memory, &PayloadClock, at);
+                search.try_virtio_blk(machine, &at, transport, job);
+                pci::stop_bus_master(config, at);
             }
-            let transport = PciTransport::open(config, memory, &PayloadClock, at);
-            search.try_disk(machine, &at, transport, job);
-            pci::stop_bus_master(config, at);
         });
     });
     for &at in &firmware.virtio_mmio {
@@ -91,7 +90,8 @@ pub fn dump_to_first(
         if memory.with_registers(at, mmio::SIZE, mmio::is_block_device) == Some(true) {
             let registers = memory.map_device(at, mmio::SIZE);
             let transport = registers.and_then(MmioTransport::open);
-            search.try_disk(machine, &at, transport.ok_or("its registers cannot be mapped"), job);
+            let transport = transport.ok_or("its registers cannot be mapped");
+            search.try_virtio_blk(machine, &at, transport, job);
         }
     }
     search.result
@@ -99,7 +99,6 @@ pub fn dump_to_first(
 
 /// The search for a disk that takes the dump.
 struct Search {
-    pool: &'static DmaPool,
     /// The dump, or what came closest to it.
     result: Result<Complete, Failure>,
 }
@@ -109,51 +108,60 @@ impl Search {
         self.result.is_ok()
     }
 
-    /// Tries the disk `name` behind `transport`, or says why it has none.
-    fn try_disk<T: Transport>(
+    fn try_virtio_blk<T: Transport>(
         &mut self,
         machine: &mut ThisMachine<'_>,
         name: &dyn fmt::Display,
         transport: Result<T, impl fmt::Display>,
         job: &mut Job<'_>,
     ) {
-        let tried = match transport {
-            Ok(transport) => try_disk(machine, self.pool, name, transport, job),
-            Err(why) => {
-                say!("disk {name}: {why}");
-                Err(Failure::NoArea)
+        match transport {
+            Ok(transport) => {
+                let disk = VirtioBlk::open(transport, arch::dma_pool(), &PayloadClock);
+                self.try_disk(machine, name, "virtio-blk", disk, job);
             }
-        };
-        match (tried, &self.result) {
-            // What came closest to a dump says best why there is none.
-            (Err(Failure::NoArea), Err(Failure::Dump(_))) => {}
-            (tried, _) => self.result = tried,
+            Err(why) => self.refuse(name, &why),
         }
     }
-}
 
-fn try_disk<T: Transport>(
-    machine: &mut ThisMachine<'_>,
-    pool: &DmaPool,
-    name: &dyn fmt::Display,
-    transport: T,
-    job: &mut Job<'_>,
-) -> Result<Complete, Failure> {
-    let driver = VirtioBlk::open(transport, pool, &PayloadClock).map_err(|error| {
-        say!("disk {name}: {error}");
-        Failure::NoArea
-    })?;
-    let mut disk = ByteDisk(driver);
-    say!("disk {name}: virtio-blk, {} MiB", disk.size() >> 20);
-
-    let found =
-        area::find(&mut disk, job.to, job.buffers.notes(), &mut |partition, why| match partition {
+    /// Tries the disk `name`, or says why it cannot be used.
+    fn try_disk<D: BlockDevice>(
+        &mut self,
+        machine: &mut ThisMachine<'_>,
+        name: &dyn fmt::Display,
+        kind: &str,
+        disk: Result<D, impl fmt::Display>,
+        job: &mut Job<'_>,
+    ) {
+        let disk = match disk {
+            Ok(disk) => disk,
+            Err(why) => return self.refuse(name, &why),
+        };
+        let mut disk = ByteDisk(disk);
+        say!("disk {name}: {kind}, {} MiB", disk.size() >> 20);
+        let refused = &mut |partition, why: area::Unusable| match partition {
             0 => say!("disk {name}: {why}"),
             partition => say!("disk {name}, partition {partition}: {why}"),
+        };
+        let Some(area) = area::find(&mut disk, job.to, job.buffers.notes(), refused) else {
+            return self.no_area();
+        };
+        let written = dump::write(machine, &mut disk, &area, job.source, job.payload, job.buffers);
+        self.result = written.map_err(|error| {
+            say!("disk {name}: {error}");
+            Failure::Dump(error)
         });
-    let area = found.ok_or(Failure::NoArea)?;
-    dump::write(machine, &mut disk, &area, job.source, job.payload, job.buffers).map_err(|error| {
-        say!("disk {name}: {error}");
-        Failure::Dump(error)
-    })
+    }
+
+    fn refuse(&mut self, name: &dyn fmt::Display, why: &dyn fmt::Display) {
+        say!("disk {name}: {why}");
+        self.no_area();
+    }
+
+    /// What came closest to a dump says best why there is none.
+    fn no_area(&mut self) {
+        if !matches!(self.result, Err(Failure::Dump(_))) {
+            self.result = Err(Failure::NoArea);
+        }
+    }
 }

@@ -3,6 +3,8 @@
 use std::vec::Vec;
 
 use super::*;
+use crate::PhysAddr;
+use crate::block::{BlockDevice, BlockError, REQUEST_US};
 use crate::virtio::fake::{AnyTransport, BUSES, Bus, Fake, Temper, fake};
 
 /// Fakes behind every kind of bus.

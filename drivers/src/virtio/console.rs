@@ -2,8 +2,8 @@
 
 use crate::clock::Clock;
 use crate::dma::{DmaBuffer, DmaPool};
+use crate::lent::Lent;
 use crate::serial::Transmitter;
-use crate::virtio::lent::Lent;
 use crate::virtio::queue::{Buffer, Finished, Queue};
 use crate::virtio::{FEATURE_VERSION_1, OpenError, Transport, begin, negotiate};
 
@@ -71,9 +71,9 @@ impl<'a, T: Transport> VirtioConsole<'a, T> {
         for (index, queue) in
             [(queue::RECEIVE, &memory.receive), (queue::TRANSMIT, &memory.transmit)]
         {
-            memory.transport.enable_queue(index, queue.size(), queue.addresses())?;
+            memory.device.enable_queue(index, queue.size(), queue.addresses())?;
         }
-        begin(&memory.transport);
+        begin(&memory.device);
         let mut console = VirtioConsole { memory, arrived: None, is_broken: false };
         while let Some(slot) = console.memory.receive.free_slot_below(INPUTS as u16) {
             console.post(slot);
@@ -86,7 +86,7 @@ impl<'a, T: Transport> VirtioConsole<'a, T> {
         let at = self.memory.inputs.phys(usize::from(slot) * INPUT);
         let buffer = Buffer { at, size: INPUT as u32, device_writes: true };
         self.memory.receive.submit(slot, &[buffer]);
-        self.memory.transport.notify(queue::RECEIVE);
+        self.memory.device.notify(queue::RECEIVE);
     }
 
     /// The next buffer in which something arrived. One that is empty goes back to the device.
@@ -134,7 +134,7 @@ impl<T: Transport> Transmitter for VirtioConsole<'_, T> {
         let at = self.memory.outputs.phys(offset);
         let buffer = Buffer { at, size: some.len() as u32, device_writes: false };
         self.memory.transmit.submit(slot, &[buffer]);
-        self.memory.transport.notify(queue::TRANSMIT);
+        self.memory.device.notify(queue::TRANSMIT);
         some.len()
     }
 

@@ -6,13 +6,13 @@ pub mod blk;
 pub mod console;
 #[cfg(test)]
 mod fake;
-mod lent;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
 
 use crate::PhysAddr;
 use crate::clock::{Clock, Deadline, TimedOut};
+use crate::lent::Reset;
 
 /// Bits of the device status (section 2.1).
 pub mod status {
@@ -119,13 +119,11 @@ impl core::fmt::Display for OpenError {
     }
 }
 
-/// Resets a device and waits until it has.
-///
-/// # Errors
-/// [`TimedOut`] when it does not.
-pub fn reset(transport: &dyn Transport, clock: &dyn Clock) -> Result<(), TimedOut> {
-    transport.set_status(0);
-    Deadline::after_us(clock, RESET_US).poll(clock, || (transport.status() == 0).then_some(()))
+impl<T: Transport> Reset for T {
+    fn reset(&self, clock: &dyn Clock) -> Result<(), TimedOut> {
+        self.set_status(0);
+        Deadline::after_us(clock, RESET_US).poll(clock, || (self.status() == 0).then_some(()))
+    }
 }
 
 /// Resets a device and settles the features: all those of `wanted` that it offers, version 1 among
@@ -134,11 +132,11 @@ pub fn reset(transport: &dyn Transport, clock: &dyn Clock) -> Result<(), TimedOu
 /// # Errors
 /// [`OpenError::Reset`] or [`OpenError::Features`].
 pub fn negotiate(
-    transport: &dyn Transport,
+    transport: &impl Transport,
     clock: &dyn Clock,
     wanted: u64,
 ) -> Result<u64, OpenError> {
-    reset(transport, clock).map_err(|TimedOut| OpenError::Reset)?;
+    transport.reset(clock).map_err(|TimedOut| OpenError::Reset)?;
     let begun = status::ACKNOWLEDGE | status::DRIVER;
     transport.set_status(begun);
     let offered = transport.device_features();

@@ -4,9 +4,10 @@ use core::cell::Cell;
 use core::fmt;
 
 use crate::clock::{Clock, TimedOut};
+use crate::lent::Reset;
 use crate::mmio::{Mmio, Registers};
 use crate::pci::{self, BarError, ConfigSpace, Function};
-use crate::virtio::{self, OpenError, QueueAddresses, Transport};
+use crate::virtio::{OpenError, QueueAddresses, Transport};
 use crate::{PhysAddr, Physical};
 
 const VENDOR: u16 = 0x1af4;
@@ -135,7 +136,7 @@ impl PciTransport<Mmio> {
         let notify_at = Default::default();
         let transport = PciTransport { common, notify, notify_multiplier, notify_at, device };
         pci::enable(config, at, false);
-        virtio::reset(&transport, clock).map_err(|TimedOut| Unreachable::Reset)?;
+        transport.reset(clock).map_err(|TimedOut| Unreachable::Reset)?;
         pci::enable(config, at, true);
         Ok(transport)
     }

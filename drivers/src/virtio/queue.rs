@@ -4,11 +4,10 @@
 //! or allocated, and a slot number that the device gives back is checked against what is under way.
 
 use crate::PhysAddr;
+use crate::block::Lie;
+pub use crate::block::MAX_SLOTS;
 use crate::dma::{DmaBuffer, DmaPool};
 use crate::virtio::{OpenError, QueueAddresses, Transport};
-
-/// Most requests under way at once.
-pub const MAX_SLOTS: u16 = 32;
 
 /// Descriptors of a slot.
 const CHAIN: u16 = 3;
@@ -38,10 +37,6 @@ pub struct Finished {
     /// How many bytes the device wrote, by its own word.
     pub written: u32,
 }
-
-/// The device gave back what it never was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lie;
 
 /// Bytes of a page of legacy devices.
 pub const LEGACY_PAGE: usize = 4096;
@@ -98,17 +93,16 @@ impl<'a> Queue<'a> {
         }
     }
 
-    /// A slot that is free.
+    /// How many slots there are.
     #[must_use]
-    pub fn free_slot(&self) -> Option<u16> {
-        self.free_slot_below(MAX_SLOTS)
+    pub fn slots(&self) -> u16 {
+        (self.size / CHAIN).min(MAX_SLOTS)
     }
 
     /// A slot that is free and below `limit`.
     #[must_use]
     pub fn free_slot_below(&self, limit: u16) -> Option<u16> {
-        let slots = (self.size / CHAIN).min(MAX_SLOTS).min(limit);
-        (0..slots).find(|slot| self.busy & 1 << slot == 0)
+        (0..self.slots().min(limit)).find(|slot| self.busy & 1 << slot == 0)
     }
 
     /// Whether anything is under way.

@@ -1,6 +1,12 @@
 //! What every disk can do.
 
+mod queued;
+
 use core::fmt;
+
+#[cfg(test)]
+pub(crate) use queued::REQUEST_US;
+pub use queued::{BOUNCE_BYTES, Finished, Geometry, Lie, MAX_SLOTS, Protocol, Queued, Request};
 
 use crate::PhysAddr;
 
