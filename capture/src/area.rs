@@ -5,10 +5,9 @@
 use core::fmt;
 
 use format::BLOCK;
-use format::area::{HEAD, Layout, State, Trailer, TrailerError};
+use format::area::{HEAD, Layout, Reason, State, Trailer, TrailerError};
 use format::gpt;
 
-use crate::options::To;
 use crate::{Disk, DiskError};
 
 /// Partitions of a disk about which is told why they are not written to.
@@ -48,8 +47,6 @@ pub enum Unusable {
     Reused,
     /// The area holds a dump that nobody saved yet.
     Unsaved,
-    /// The command line's `capture.to=` was not understood.
-    Refused,
 }
 
 impl fmt::Display for Unusable {
@@ -68,9 +65,6 @@ impl fmt::Display for Unusable {
                 "it was used for something else since it was reserved (anew: loader reserve)",
             ),
             Unusable::Unsaved => f.write_str("it holds an unsaved dump (use: loader save)"),
-            Unusable::Refused => {
-                f.write_str("capture.to was not understood, so nothing is written")
-            }
         }
     }
 }
@@ -90,45 +84,95 @@ impl fmt::Display for Uuid<'_> {
     }
 }
 
-/// Searches `disk` for the area that `to` asks for. Calls `refused` with each candidate that is
+/// Which area is asked for, and when it may be overwritten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its uuid; `None` for the first one.
+    pub uuid: Option<[u8; 16]>,
+    /// For how many minutes after its crash an unsaved dump stays: a complete one for ever and any
+    /// other not at all when that is not told.
+    pub holdoff_min: Option<u64>,
+    /// When this kernel crashed, in seconds since 1970 by its own clock.
+    pub crash_time: Option<u64>,
+}
+
+impl Wanted {
+    /// Whether the dump that `trailer` speaks of is to stay. A clock that went backwards makes no dump
+    /// old.
+    fn spares(&self, trailer: &Trailer) -> bool {
+        let is_complete = trailer.state == State::Complete;
+        let has_core = match trailer.state {
+            State::Empty => false,
+            State::Writing | State::Complete => true,
+            State::Incomplete => trailer.reason != Reason::NoRoom,
+        };
+        let Some(minutes) = self.holdoff_min else { return is_complete };
+        let crashed = Some(trailer.crash_time).filter(|&time| time > 0);
+        let age = self.crash_time.zip(crashed).map(|(now, then)| now.saturating_sub(then));
+        // Of unknown age, an incomplete one would stay for good.
+        has_core && age.map_or(is_complete, |age| age < minutes.saturating_mul(60))
+    }
+}
+
+/// Searches `disk` for the area that is `wanted`. Calls `refused` with each candidate that is
 /// not it: the number of the partition, or 0 for a disk without partitions, and why. `scratch` is
 /// of at least two blocks.
 pub fn find(
     disk: &mut dyn Disk,
-    to: To,
+    wanted: &Wanted,
     scratch: &mut [u8],
     refused: &mut dyn FnMut(u32, Unusable),
-) -> Option<Area> {
+) -> Found {
     let (sector, scratch) = scratch.split_at_mut(BLOCK as usize);
+    let mut found = Found::default();
     let size = disk.size();
-    let whole = match check(disk, 0, size, to, scratch) {
-        Ok(area) => return Some(area),
+    let whole = match found.take(check(disk, 0, size, wanted, scratch), wanted) {
+        Ok(()) => return found,
         Err(why) => why,
     };
     let Some(header) = partition_table(disk, sector) else {
         refused(0, whole);
-        return None;
+        return found;
     };
-    let mut found = None;
     let mut told = 0;
     let _ = each_table_piece(disk, &header, sector, |disk, offset, bytes| {
         for entry in header.entries(offset, bytes) {
             let unit = u64::from(header.sector_size);
             let (start, size) = (entry.first_lba * unit, entry.sectors() * unit);
-            if found.is_some() {
+            if found.area.is_some() {
                 return;
             }
-            match check(disk, start, size, to, scratch) {
-                Ok(area) => found = Some(area),
+            match found.take(check(disk, start, size, wanted, scratch), wanted) {
                 Err(why) if told < NAMED_PARTITIONS => {
                     told += 1;
                     refused(entry.index + 1, why);
                 }
-                Err(_) => {}
+                _ => {}
             }
         }
     });
     found
+}
+
+/// What a search came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The area that may be written.
+    pub area: Option<Area>,
+    /// The first one with a dump that nobody saved yet: a crash card is all that may be left there.
+    pub unsaved: Option<Area>,
+}
+
+impl Found {
+    fn take(&mut self, checked: Result<Area, Unusable>, wanted: &Wanted) -> Result<(), Unusable> {
+        let area = checked?;
+        if wanted.spares(&area.trailer) {
+            self.unsaved.get_or_insert(area);
+            return Err(Unusable::Unsaved);
+        }
+        self.area = Some(area);
+        Ok(())
+    }
 }
 
 /// The disk's GPT, if it has one whose header and table are intact: the primary or the backup.
@@ -170,7 +214,7 @@ fn check(
     disk: &mut dyn Disk,
     start: u64,
     size: u64,
-    to: To,
+    wanted: &Wanted,
     scratch: &mut [u8],
 ) -> Result<Area, Unusable> {
     // A whole disk may have an odd end that no area can use; a mark never lies there.
@@ -181,13 +225,8 @@ fn check(
     if trailer.area_size != size {
         return Err(Unusable::Resized { reserved: trailer.area_size, found: size });
     }
-    match to {
-        To::Refused | To::Serial(_) => return Err(Unusable::Refused),
-        To::Area(uuid) if uuid != trailer.uuid => return Err(Unusable::Foreign(trailer.uuid)),
-        To::Area(_) | To::AnyArea => {}
-    }
-    if trailer.state == State::Complete {
-        return Err(Unusable::Unsaved);
+    if wanted.uuid.is_some_and(|uuid| uuid != trailer.uuid) {
+        return Err(Unusable::Foreign(trailer.uuid));
     }
     for offset in (0..HEAD).step_by(BLOCK as usize) {
         disk.read(start + offset, block).map_err(Unusable::Disk)?;

@@ -15,10 +15,14 @@ fn reserve(disk: &mut FakeDisk<'_>, start: u64, size: u64, trailer: Trailer) {
 }
 
 /// What `find` says of a disk: the area's start, or whatever was refused.
-fn search(disk: &mut FakeDisk<'_>, to: To) -> Result<u64, Vec<(u32, Unusable)>> {
+fn search(disk: &mut FakeDisk<'_>, uuid: Option<[u8; 16]>) -> Result<u64, Vec<(u32, Unusable)>> {
+    search_for(disk, &Wanted { uuid, ..Wanted::default() })
+}
+
+fn search_for(disk: &mut FakeDisk<'_>, wanted: &Wanted) -> Result<u64, Vec<(u32, Unusable)>> {
     let mut refused = Vec::new();
-    let found = find(disk, to, &mut [0; 8192], &mut |part, why| refused.push((part, why)));
-    found.map(|area| area.start).ok_or(refused)
+    let found = find(disk, wanted, &mut [0; 8192], &mut |part, why| refused.push((part, why)));
+    found.area.map(|area| area.start).ok_or(refused)
 }
 
 /// Puts a GPT with partitions (first, last) on the disk, and gives its table a right checksum.
@@ -54,10 +58,9 @@ fn disk_with_a_mark_is_found_and_its_uuid_is_what_picks_it() {
     let machine = FakeMachine::default();
     let mut disk = FakeDisk::new(SIZE, &machine);
     reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE));
-    assert_eq!(search(&mut disk, To::AnyArea), Ok(0));
-    assert_eq!(search(&mut disk, To::Area(UUID)), Ok(0));
-    assert_eq!(search(&mut disk, To::Area([1; 16])), Err(vec![(0, Unusable::Foreign(UUID))]));
-    assert_eq!(search(&mut disk, To::Refused), Err(vec![(0, Unusable::Refused)]));
+    assert_eq!(search(&mut disk, None), Ok(0));
+    assert_eq!(search(&mut disk, Some(UUID)), Ok(0));
+    assert_eq!(search(&mut disk, Some([1; 16])), Err(vec![(0, Unusable::Foreign(UUID))]));
 }
 
 #[test]
@@ -65,15 +68,15 @@ fn disk_without_a_valid_mark_is_refused() {
     let machine = FakeMachine::default();
     let mut disk = FakeDisk::new(SIZE, &machine);
     let mark = |error| Err(vec![(0, Unusable::Mark(error))]);
-    assert_eq!(search(&mut disk, To::AnyArea), mark(TrailerError::Magic));
+    assert_eq!(search(&mut disk, None), mark(TrailerError::Magic));
     reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE));
     let flipped = SIZE as usize - 4096 + 300;
     disk.bytes[flipped] ^= 4;
-    assert_eq!(search(&mut disk, To::AnyArea), mark(TrailerError::Checksum));
+    assert_eq!(search(&mut disk, None), mark(TrailerError::Checksum));
     disk.bytes[flipped] ^= 4;
     disk.bytes.truncate(1 << 20);
     let tiny = Unusable::Size(1 << 20);
-    assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, tiny)]));
+    assert_eq!(search(&mut disk, None), Err(vec![(0, tiny)]));
 }
 
 #[test]
@@ -82,7 +85,7 @@ fn mark_for_an_area_of_another_size_is_refused() {
     let mut disk = FakeDisk::new(SIZE, &machine);
     reserve(&mut disk, 0, SIZE, Trailer::empty(UUID, SIZE * 2));
     let resized = Unusable::Resized { reserved: SIZE * 2, found: SIZE };
-    assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, resized)]));
+    assert_eq!(search(&mut disk, None), Err(vec![(0, resized)]));
 }
 
 #[test]
@@ -96,26 +99,59 @@ fn area_that_somebody_uses_for_something_else_is_refused() {
     {
         let place = at..at + magic.len();
         disk.bytes[place.clone()].copy_from_slice(magic);
-        assert_eq!(search(&mut disk, To::AnyArea), Err(vec![(0, Unusable::Reused)]));
+        assert_eq!(search(&mut disk, None), Err(vec![(0, Unusable::Reused)]));
         disk.bytes[place].fill(0);
     }
     disk.bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    assert_eq!(search(&mut disk, To::AnyArea), Ok(0));
+    assert_eq!(search(&mut disk, None), Ok(0));
 }
 
 #[test]
 fn unsaved_dump_is_not_overwritten_but_a_partial_one_is() {
     let machine = FakeMachine::default();
     let mut disk = FakeDisk::new(SIZE, &machine);
-    for (state, expected) in [
-        (State::Complete, Err(vec![(0, Unusable::Unsaved)])),
-        (State::Writing, Ok(0)),
-        (State::Incomplete, Ok(0)),
+    for (state, stays) in [
+        (State::Complete, true),
+        (State::Writing, false),
+        (State::Incomplete, false),
+        (State::Empty, false),
     ] {
         let trailer = Trailer { state, ..Trailer::empty(UUID, SIZE) };
         reserve(&mut disk, 0, SIZE, trailer);
-        assert_eq!(search(&mut disk, To::AnyArea), expected, "{state:?}");
+        let expected = if stays { Err(vec![(0, Unusable::Unsaved)]) } else { Ok(0) };
+        assert_eq!(search(&mut disk, None), expected, "{state:?}");
+        let found = find(&mut disk, &Wanted::default(), &mut [0; 8192], &mut |_, _| {});
+        assert_eq!(found.unsaved.map(|area| area.trailer), stays.then_some(trailer));
     }
+}
+
+#[test]
+fn unsaved_dump_stays_for_as_long_as_it_is_held_off() {
+    let machine = FakeMachine::default();
+    let mut disk = FakeDisk::new(SIZE, &machine);
+    let wanted = |holdoff_min, crash_time| Wanted { uuid: None, holdoff_min, crash_time };
+    for (state, crashed, holdoff, now, stays) in [
+        (State::Complete, 1000, Some(10), Some(1599), true),
+        (State::Complete, 1000, Some(10), Some(1600), false),
+        (State::Complete, 1000, Some(10), Some(10), true),
+        (State::Complete, 1000, Some(10), None, true),
+        (State::Complete, 0, Some(10), Some(1 << 40), true),
+        (State::Complete, 1000, None, Some(1 << 40), true),
+        (State::Complete, 1000, Some(u64::MAX), Some(1 << 40), true),
+        (State::Writing, 1000, Some(10), Some(1599), true),
+        (State::Incomplete, 1000, Some(10), Some(1600), false),
+        (State::Incomplete, 1000, Some(10), None, false),
+        (State::Empty, 1000, Some(10), Some(1001), false),
+    ] {
+        let trailer = Trailer { state, crash_time: crashed, ..Trailer::empty(UUID, SIZE) };
+        reserve(&mut disk, 0, SIZE, trailer);
+        let found = search_for(&mut disk, &wanted(holdoff, now));
+        assert_eq!(found.is_err(), stays, "{state:?} of {crashed} at {now:?}, {holdoff:?}");
+    }
+    let reason = Reason::NoRoom;
+    let trailer = Trailer { state: State::Incomplete, reason, ..Trailer::empty(UUID, SIZE) };
+    reserve(&mut disk, 0, SIZE, Trailer { crash_time: 1000, ..trailer });
+    assert_eq!(search_for(&mut disk, &wanted(Some(10), Some(1001))), Ok(0), "a card alone");
 }
 
 #[test]
@@ -128,8 +164,8 @@ fn marked_partition_is_found_among_others() {
         let start = first * u64::from(sector_size);
         let size = (last + 1 - first) * u64::from(sector_size);
         reserve(&mut disk, start, size, Trailer::empty(UUID, size));
-        assert_eq!(search(&mut disk, To::Area(UUID)), Ok(start), "sectors of {sector_size}");
-        let refused = search(&mut disk, To::Area([1; 16])).unwrap_err();
+        assert_eq!(search(&mut disk, Some(UUID)), Ok(start), "sectors of {sector_size}");
+        let refused = search(&mut disk, Some([1; 16])).unwrap_err();
         assert_eq!(refused[1], (2, Unusable::Foreign(UUID)));
     }
 }
@@ -140,7 +176,7 @@ fn damaged_partition_table_is_not_believed() {
     let mut disk = FakeDisk::new(4 * SIZE, &machine);
     partition(&mut disk, &[(4096, 4096 + (SIZE / 512) - 1)]);
     reserve(&mut disk, 4096 * 512, SIZE, Trailer::empty(UUID, SIZE));
-    assert_eq!(search(&mut disk, To::AnyArea), Ok(4096 * 512));
+    assert_eq!(search(&mut disk, None), Ok(4096 * 512));
     disk.bytes[1024 + 128 * 5] = 1;
-    assert!(search(&mut disk, To::AnyArea).is_err());
+    assert!(search(&mut disk, None).is_err());
 }

@@ -27,8 +27,10 @@ const PAGE: usize = BLOCK as usize;
 /// requests of all ranges interleave.
 const MAX_REQUEST: u64 = CRC_CHUNK;
 
-/// Time between two lines of progress.
+/// Time between two lines of progress, and between two times at which it is made sure how much is on
+/// the disk.
 const PROGRESS_US: u64 = 1_000_000;
+const CHECKPOINT_US: u64 = 2_000_000;
 
 /// How often a disk that refused something is asked whether it is done with everything.
 const SETTLE: u32 = 16;
@@ -138,6 +140,22 @@ pub enum Error {
     Disk(DiskError),
     /// The line does not take any more.
     Line,
+    /// The time that there is for it was over.
+    OutOfTime,
+}
+
+impl Error {
+    /// Its number.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Error::Plan(_) => Reason::NoRoom,
+            Error::Disk(DiskError::Timeout) => Reason::DiskTimeout,
+            Error::Disk(DiskError::Failed | DiskError::Range) => Reason::DiskError,
+            Error::Line => Reason::LineBroken,
+            Error::OutOfTime => Reason::OutOfTime,
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -145,7 +163,7 @@ impl fmt::Display for Error {
         match self {
             Error::Plan(error) => error.fmt(f),
             Error::Disk(error) => error.fmt(f),
-            Error::Line => f.write_str("the serial line takes no more bytes"),
+            Error::Line | Error::OutOfTime => f.write_str(self.reason().text()),
         }
     }
 }
@@ -192,7 +210,12 @@ pub fn write(
     let core = match CoreFile::plan(machine, headers, &mut blocks.notes, old, card, room) {
         Ok(core) => core,
         Err(error) => {
-            if let Err(why) = write_card_alone(disk, area, card, &mut blocks.page) {
+            let trailer = Trailer {
+                state: State::Incomplete,
+                reason: Reason::NoRoom,
+                ..fresh_trailer(area, source)
+            };
+            if let Err(why) = write_card_alone(disk, area, trailer, card, &mut blocks.page) {
                 machine.say(format_args!("nor is the crash card there: {why}"));
             }
             return Err(Error::Plan(error));
@@ -216,23 +239,54 @@ pub fn write(
         pages_read: 0,
         pages_unreadable: 0,
         said_us: 0,
+        checked_us: 0,
+        trailer: fresh_trailer(area, source),
     };
-    let mut trailer = Trailer {
+    let written = writer.write_all(source, payload, blocks, card);
+    if let Err(error) = written {
+        writer.trailer.state = State::Incomplete;
+        writer.trailer.reason = error.reason();
+        // The disk may be beyond writing even this; then `writing` stays, which says the same.
+        let _ = writer.write_trailer();
+    }
+    written
+}
+
+/// Leaves the crash card in an area whose dump nobody saved yet; the dump stays as it is. A card that was
+/// left there already is not written again.
+///
+/// # Errors
+/// [`DiskError`]
+pub fn leave_card(
+    disk: &mut dyn Disk,
+    area: &Area,
+    buffers: &mut Buffers,
+) -> Result<(), DiskError> {
+    let card = buffers.card.text();
+    let before = area.trailer;
+    if before.later_cards > 0 && before.card_crc == format::crc32(card.as_bytes()) {
+        return Ok(());
+    }
+    let later_cards = before.later_cards.saturating_add(1);
+    let trailer = Trailer { later_cards, ..before };
+    write_card_alone(disk, area, trailer, card, &mut buffers.blocks.page)
+}
+
+/// When the kernel crashed, in seconds since 1970 by its own clock (crash_save_vmcoreinfo,
+/// kernel/vmcore_info.c, 6.12).
+#[must_use]
+pub fn crash_time(old: &OldMemory) -> Option<u64> {
+    old.vmcoreinfo.get("CRASHTIME")?.parse().ok()
+}
+
+/// The trailer of a dump that begins.
+fn fresh_trailer(area: &Area, source: Source<'_>) -> Trailer {
+    Trailer {
         state: State::Writing,
         sequence: area.trailer.sequence.wrapping_add(1),
+        crash_time: crash_time(source.old).unwrap_or(0),
         ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
-    };
-    let written = writer.write_all(&mut trailer, source, payload, blocks, card);
-    if let Err(error) = written {
-        trailer.state = State::Incomplete;
-        trailer.reason = match error {
-            DiskError::Timeout => Reason::DiskTimeout,
-            DiskError::Failed | DiskError::Range => Reason::DiskError,
-        };
-        // The disk may be beyond writing even this; then `writing` stays, which says the same.
-        let _ = writer.write_trailer(&trailer);
     }
-    Ok(written?)
 }
 
 /// What the vendor note says before the first block.
@@ -263,21 +317,23 @@ struct Writer<'a> {
     pages_read: u64,
     pages_unreadable: u64,
     said_us: u64,
+    /// When it was made sure last how much is on the disk.
+    checked_us: u64,
+    trailer: Trailer,
 }
 
 impl Writer<'_> {
     fn write_all(
         &mut self,
-        trailer: &mut Trailer,
         source: Source<'_>,
         payload: Payload<'_>,
         buffers: &mut Blocks,
         card: &str,
-    ) -> Result<Complete, DiskError> {
-        self.write_trailer(trailer)?;
-        self.write_card(trailer, card, &mut buffers.page)?;
+    ) -> Result<Complete, Error> {
+        self.write_trailer()?;
+        self.write_card(card, &mut buffers.page)?;
         self.first_block_us = self.machine.now_us();
-        self.said_us = self.first_block_us;
+        (self.said_us, self.checked_us) = (self.first_block_us, self.first_block_us);
 
         let first_block_us = self.first_block_us.into();
         let record = Record { first_block_us, ..record(source, payload) };
@@ -298,14 +354,20 @@ impl Writer<'_> {
         self.disk.write(self.start + self.layout.crc_table, first_block)?;
         self.disk.flush()?;
 
-        (trailer.state, trailer.reason) = match complete {
+        let (state, reason) = match complete {
             true => (State::Complete, Reason::None),
             false => (State::Incomplete, Reason::TooManyRanges),
         };
-        trailer.core_size = self.core.size;
-        trailer.crc_count = self.crc.chunks();
-        trailer.crc_table_crc = table_crc;
-        self.write_trailer(trailer)?;
+        self.trailer = Trailer {
+            state,
+            reason,
+            core_size: self.core.size,
+            crc_count: self.crc.chunks(),
+            crc_table_crc: table_crc,
+            written: self.core.size,
+            ..self.trailer
+        };
+        self.write_trailer()?;
         Ok(Complete {
             size: self.core.size,
             first_block_us: self.first_block_us,
@@ -315,21 +377,27 @@ impl Writer<'_> {
         })
     }
 
-    fn write_trailer(&mut self, trailer: &Trailer) -> Result<(), DiskError> {
-        self.disk.write(self.start + self.layout.trailer, &trailer.to_block())?;
+    fn write_trailer(&mut self) -> Result<(), DiskError> {
+        self.disk.write(self.start + self.layout.trailer, &self.trailer.to_block())?;
         self.disk.flush()
+    }
+
+    /// Makes sure that what was handed to the disk is on it, and writes down how much that is.
+    fn checkpoint(&mut self) -> Result<(), DiskError> {
+        self.disk.flush()?;
+        self.trailer.written = self.at;
+        self.write_trailer()?;
+        self.checked_us = self.machine.now_us();
+        Ok(())
     }
 
     /// Writes the crash card, and into the trailer that it is there. A disk that refuses its blocks may
     /// take others: then there is none.
-    fn write_card(
-        &mut self,
-        trailer: &mut Trailer,
-        card: &str,
-        page: &mut [u8; PAGE],
-    ) -> Result<(), DiskError> {
+    fn write_card(&mut self, card: &str, page: &mut [u8; PAGE]) -> Result<(), DiskError> {
         match write_card(self.disk, self.start + self.layout.card, card, page) {
-            Ok(crc) => (trailer.card_size, trailer.card_crc) = (card.len() as u32, crc),
+            Ok(crc) => {
+                (self.trailer.card_size, self.trailer.card_crc) = (card.len() as u32, crc);
+            }
             Err(DiskError::Failed) => {
                 self.machine.say(format_args!("the disk takes no crash card; the dump goes on"));
                 // Errors of writes that were under way are told one by one.
@@ -338,7 +406,7 @@ impl Writer<'_> {
             }
             Err(error) => return Err(error),
         }
-        self.write_trailer(trailer)
+        self.write_trailer()
     }
 
     /// Writes the head block by block, keeping the two blocks that are written again at the end.
@@ -422,7 +490,7 @@ impl Writer<'_> {
         from: OldPhys,
         size: u64,
         page: &mut [u8; PAGE],
-    ) -> Result<(), DiskError> {
+    ) -> Result<(), Error> {
         let end = offset + size;
         let mut run = Run { offset, from, size: 0 };
         let mut at = offset;
@@ -452,11 +520,27 @@ impl Writer<'_> {
             }
             if run.size == MAX_REQUEST {
                 self.post(&mut run)?;
-                self.progress();
+            }
+            if self.at.is_multiple_of(MAX_REQUEST) {
+                self.post(&mut run)?;
+                self.take_stock()?;
             }
             at = next;
         }
-        self.post(&mut run)
+        Ok(self.post(&mut run)?)
+    }
+
+    /// Looks at the time: says how far the dump is, makes sure of it, ends it. Nothing is held back.
+    fn take_stock(&mut self) -> Result<(), Error> {
+        let is_over = self.machine.is_time_over();
+        if is_over || self.machine.now_us() >= self.checked_us + CHECKPOINT_US {
+            self.checkpoint()?;
+        }
+        if is_over {
+            return Err(Error::OutOfTime);
+        }
+        self.progress();
+        Ok(())
     }
 
     /// Hands a run of whole readable blocks to the disk.
@@ -517,22 +601,16 @@ fn write_card(
     Ok(format::crc32(card.as_bytes()))
 }
 
-/// Writes the crash card to an area that has no room for more.
+/// Writes the crash card and nothing else to an area, and then `trailer` with its size.
 fn write_card_alone(
     disk: &mut dyn Disk,
     area: &Area,
+    trailer: Trailer,
     card: &str,
     page: &mut [u8; PAGE],
 ) -> Result<(), DiskError> {
     let card_crc = write_card(disk, area.start + area.layout.card, card, page)?;
-    let trailer = Trailer {
-        state: State::Incomplete,
-        reason: Reason::NoRoom,
-        sequence: area.trailer.sequence.wrapping_add(1),
-        card_size: card.len() as u32,
-        card_crc,
-        ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
-    };
+    let trailer = Trailer { card_size: card.len() as u32, card_crc, ..trailer };
     disk.write(area.start + area.layout.trailer, &trailer.to_block())?;
     disk.flush()
 }

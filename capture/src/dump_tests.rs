@@ -9,9 +9,8 @@ use goblin::elf64::program_header::{PT_LOAD, PT_NOTE, ProgramHeader, SIZEOF_PHDR
 
 use super::*;
 use crate::architecture::Architecture;
-use crate::area::find;
+use crate::area::{Wanted, find};
 use crate::fake::{FakeDisk, FakeMachine, LIMIT, elfcorehdr64, note};
-use crate::options::To;
 
 const AT: u64 = 0x3b00_0000;
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
@@ -26,7 +25,11 @@ fn machine() -> FakeMachine {
     machine.put_pattern(0x3a00_0000, 0x9_fc00);
     machine.put_pattern(0x10_0000, 6 << 20);
     machine.put(0x100_0000, note(b"CORE", 1, &[7; 336]));
-    let info = note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0\nNUMBER(phys_base)=-31457280\n");
+    let info = note(
+        b"VMCOREINFO",
+        0,
+        b"OSRELEASE=6.1.0\nNUMBER(phys_base)=-31457280\nCRASHTIME=1700000000\n",
+    );
     let info_size = info.len() as u64;
     machine.put(0x100_2000, info);
     machine.put(
@@ -73,7 +76,7 @@ fn dump_with(
     let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
     headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
     change(&mut old);
-    let area = find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();
+    let area = find(&mut disk, &Wanted::default(), buffers.notes(), &mut |_, _| {}).area.unwrap();
     let source = Source { headers: &headers, old: &old };
     let payload = Payload { version: "tinykdump test", memory_used: 12345 };
     let result = write(&mut machine, &mut disk, &area, source, payload, &mut buffers);
@@ -277,4 +280,74 @@ fn disk_that_dies_at_any_write_never_leaves_a_dump_that_looks_complete() {
         let expected = if writes == 0 { State::Empty } else { State::Writing };
         assert_eq!(state, expected, "after {writes} writes");
     }
+}
+
+#[test]
+fn dump_that_runs_out_of_time_says_how_much_of_it_is_there() {
+    let whole = dump(AREA, |_, _| {});
+    let cut = dump(AREA, |machine, _| {
+        machine.us_per_page = 1000;
+        machine.time_is_over_us = Some(800_000);
+    });
+    assert_eq!(cut.result, Err(Error::OutOfTime));
+    let trailer = cut.trailer().unwrap();
+    assert_eq!((trailer.state, trailer.reason), (State::Incomplete, Reason::OutOfTime));
+    assert!((1 << 20..5 << 20).contains(&trailer.written), "{}", trailer.written);
+    // The first block says that the dump is not complete.
+    let written = PAGE..trailer.written as usize;
+    assert!(cut.bytes[written.clone()] == whole.bytes[written]);
+    assert_eq!(cut.bytes[E_FLAGS], 1);
+    let last = cut.log.len() - 2;
+    assert_eq!(cut.log[last..], [Some(AREA - BLOCK), None]);
+    assert_eq!(cut.log[last - 1], None, "flushed before the trailer says how much is there");
+}
+
+#[test]
+fn disk_that_dies_later_has_what_the_trailer_says() {
+    let slow = |machine: &mut FakeMachine| machine.us_per_page = CHECKPOINT_US / 600;
+    let whole = dump(AREA, |machine, _| slow(machine));
+    let mut seen = 0;
+    for writes in 0..whole.log.iter().flatten().count() {
+        let cut = dump(AREA, |machine, disk| {
+            slow(machine);
+            disk.writes_left = writes;
+        });
+        let written = cut.trailer().unwrap().written as usize;
+        assert!(written >= seen, "{written} after {writes} writes");
+        assert!(written == 0 || cut.bytes[PAGE..written] == whole.bytes[PAGE..written]);
+        seen = written;
+    }
+    assert!(seen > 4 << 20, "{seen}");
+}
+
+#[test]
+fn unsaved_dump_stays_as_it_is_when_a_card_is_left_there() {
+    let dumped = dump(AREA, |_, _| {});
+    let before = dumped.trailer().unwrap();
+    assert_eq!(before.crash_time, 1_700_000_000);
+    let old = machine();
+    let mut disk = FakeDisk::new(AREA, &old);
+    disk.bytes = dumped.bytes;
+    let area = find(&mut disk, &Wanted::default(), &mut [0; 8192], &mut |_, _| {}).unsaved.unwrap();
+    let mut buffers = Buffers::new();
+    let mut machine = machine();
+    let mut old = OldMemory::new();
+    let headers = Elfcorehdr::open(&mut machine, Architecture::X86_64, OldPhys(AT), LIMIT).unwrap();
+    headers.collect(&mut machine, buffers.notes(), &mut old).unwrap();
+    old.vmcoreinfo.set(b"OSRELEASE=6.1.0-later\n");
+    buffers.make_card(&mut machine, Source { headers: &headers, old: &old }, &mut Silence);
+    let core = disk.bytes[..before.core_size as usize].to_vec();
+    leave_card(&mut disk, &area, &mut buffers).unwrap();
+
+    let layout = area.layout;
+    assert!(disk.bytes[..core.len()] == core);
+    let trailer = Trailer::parse(&disk.bytes[layout.trailer as usize..]).unwrap();
+    let card = trailer.card(&disk.bytes[layout.card as usize..]).unwrap();
+    assert!(card.starts_with("kernel   6.1.0-later\n"), "{card}");
+    let Trailer { card_size, card_crc, .. } = trailer;
+    assert_eq!(trailer, Trailer { later_cards: 1, card_size, card_crc, ..before });
+    // The same crash may come by again, on its way to another target.
+    let writes = disk.log.len();
+    leave_card(&mut disk, &Area { trailer, ..area }, &mut buffers).unwrap();
+    assert_eq!(disk.log.len(), writes);
 }

@@ -25,6 +25,10 @@ pub struct FakeMachine {
     pub reads: u64,
     /// Bytes that were read.
     pub bytes_read: u64,
+    /// Microseconds that reading a page takes.
+    pub us_per_page: u64,
+    /// When the time is over, in microseconds.
+    pub time_is_over_us: Option<u64>,
 }
 
 impl FakeMachine {
@@ -66,7 +70,11 @@ impl Machine for FakeMachine {
     }
 
     fn now_us(&self) -> u64 {
-        self.said.len() as u64 * 1000
+        self.said.len() as u64 * 1000 + self.bytes_read / 4096 * self.us_per_page
+    }
+
+    fn is_time_over(&self) -> bool {
+        self.time_is_over_us.is_some_and(|end| self.now_us() >= end)
     }
 
     fn say(&mut self, line: fmt::Arguments<'_>) {

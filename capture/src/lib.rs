@@ -59,6 +59,11 @@ pub trait Machine {
     /// Microseconds since the payload's first instruction.
     fn now_us(&self) -> u64;
 
+    /// Whether the time that there is for the dump is over.
+    fn is_time_over(&self) -> bool {
+        false
+    }
+
     /// One line for the console.
     fn say(&mut self, line: fmt::Arguments<'_>);
 }

@@ -8,7 +8,10 @@
 //! | `capture.to=disk:uuid=UUID` | the area with this uuid and no other |
 //! | `capture.to=serial` | over the console's port |
 //! | `capture.to=serial:PORT` | over another one |
+//! | `capture.to=A,B,...` | the first of these that takes the whole dump |
 //! | `capture.serial=kernel` | how much goes over a line: or `minimal`, `full` |
+//! | `capture.timeout=SECONDS` | how long all of it may take; without it as long as it takes |
+//! | `capture.holdoff=MINUTES` | for how long after its crash an unsaved dump is not overwritten; without it a complete one never is |
 //! | `capture.after=reboot` | or `poweroff`, `halt` |
 //! | `elfcorehdr=…` | appended by kexec; the last one wins |
 //!
@@ -26,18 +29,69 @@ use crate::OldPhys;
 /// cmdline_size, which kexec checks against).
 pub const MAX_COMMAND_LINE: usize = 2048;
 
+/// Most targets that are tried.
+pub const MAX_TARGETS: usize = 8;
+
+/// Where to write the dump: each is tried until one takes it whole. None when what the command line
+/// says was not understood: then nothing may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Targets([Option<To>; MAX_TARGETS]);
+
+impl Targets {
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = To> + '_ {
+        self.0.iter().flatten().copied()
+    }
+
+    /// The targets of a list, and whether all of it was understood. What a port is made of has commas as
+    /// well: a piece that no target begins with belongs to the port before.
+    fn parse(list: &str) -> (Targets, bool) {
+        let (mut targets, mut count, mut understood) = (Targets([None; MAX_TARGETS]), 0, true);
+        let mut rest = list;
+        while !rest.is_empty() {
+            let is_port = rest.starts_with("serial:");
+            let commas = rest.match_indices(',').map(|(at, _)| at);
+            let ends = commas.chain([rest.len()]).find(|&at| {
+                let next = rest.get(at + 1..).unwrap_or_default();
+                !is_port || at == rest.len() || begins_target(next)
+            });
+            let (word, behind) = rest.split_at(ends.unwrap_or(rest.len()));
+            match (parse_to(word), targets.0.get_mut(count)) {
+                (Some(to), Some(slot)) => {
+                    *slot = Some(to);
+                    count += 1;
+                }
+                _ => understood = false,
+            }
+            rest = behind.strip_prefix(',').unwrap_or_default();
+            understood &= behind.is_empty() || !rest.is_empty();
+        }
+        (targets, understood && count > 0)
+    }
+}
+
+impl Default for Targets {
+    fn default() -> Targets {
+        let mut targets = [None; MAX_TARGETS];
+        targets[0] = Some(To::AnyArea);
+        Targets(targets)
+    }
+}
+
+fn begins_target(text: &str) -> bool {
+    let word = text.split([',', ':']).next();
+    matches!(word, Some("disk" | "serial"))
+}
+
 /// Where to write the dump.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// The first reserved area found on any disk.
-    #[default]
     AnyArea,
     /// The area with this uuid.
     Area([u8; 16]),
     /// A serial port: this one, or the console's.
     Serial(Option<Port>),
-    /// The option was not understood, so nothing may be written.
-    Refused,
 }
 
 /// Where a serial port's registers are, and of what kind they are.
@@ -102,7 +156,11 @@ pub struct Options<'a> {
     /// `console=`
     pub console: Console,
     /// `capture.to=`
-    pub to: To,
+    pub to: Targets,
+    /// `capture.timeout=`, in seconds.
+    pub timeout_s: Option<u64>,
+    /// `capture.holdoff=`, in minutes.
+    pub holdoff_min: Option<u64>,
     /// `capture.serial=`: how much goes over a line.
     pub extent: Extent,
     /// `capture.after=`
@@ -121,7 +179,7 @@ impl<'a> Options<'a> {
     /// What to write instead of the word that was refused, if that is known.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
-        let port = self.refused?.strip_prefix("capture.to=serial:")?;
+        let (_, port) = self.refused?.strip_prefix("capture.to=")?.split_once("serial:")?;
         let is_linux_name = port.starts_with("tty") || port.starts_with("hvc");
         is_linux_name.then_some(NAME_BY_REGISTERS)
     }
@@ -139,9 +197,17 @@ impl<'a> Options<'a> {
                     true
                 }
                 ("capture.to", value) => {
-                    let to = parse_to(value);
-                    options.to = to.unwrap_or(To::Refused);
-                    to.is_some()
+                    let (targets, understood) = Targets::parse(value);
+                    options.to = targets;
+                    understood
+                }
+                ("capture.timeout", value) => {
+                    options.timeout_s = value.parse().ok().filter(|&seconds| seconds > 0);
+                    options.timeout_s.is_some()
+                }
+                ("capture.holdoff", value) => {
+                    options.holdoff_min = value.parse().ok();
+                    options.holdoff_min.is_some()
                 }
                 ("capture.serial", value) => {
                     let extent = parse_extent(value);
@@ -354,21 +420,74 @@ mod tests {
         }
     }
 
+    /// The target, when there is one.
+    fn only(options: Options<'_>) -> Option<To> {
+        let mut targets = options.to.iter();
+        targets.next().filter(|_| targets.next().is_none())
+    }
+
+    fn all(list: &str) -> (std::vec::Vec<To>, bool) {
+        let word = std::format!("capture.to={list}");
+        let options = Options::parse(&word);
+        (options.to.iter().collect(), options.refused.is_none())
+    }
+
+    #[test]
+    fn targets_are_tried_in_the_order_of_the_list() {
+        let port = |place, baud| To::Serial(Some(Port { place, baud }));
+        let pc = port(PortPlace::Pc(1), Some(921_600));
+        let io = port(PortPlace::Io(0x3f8), Some(115_200));
+        let uuid = "disk:uuid=01234567-89ab-cdef-0123-456789abcdef";
+        let area = parse_to(uuid).unwrap();
+        let list = std::format!("{uuid},disk,serial:ttyS1,921600n8,serial");
+        assert_eq!(all(&list), (std::vec![area, To::AnyArea, pc, To::Serial(None)], true));
+        let list = "serial:uart8250,io,0x3f8,115200n8,disk,serial:hvc0";
+        let hvc = port(PortPlace::VirtioConsole, None);
+        assert_eq!(all(list), (std::vec![io, To::AnyArea, hvc], true));
+    }
+
+    #[test]
+    fn what_is_understood_of_a_list_stands_and_the_rest_is_told() {
+        for (list, count) in [
+            ("nfs:/srv,disk", 1),
+            ("disk,nfs,serial", 2),
+            ("disk,", 1),
+            (",disk", 1),
+            ("disk:uuid=12,serial", 1),
+            ("serial:ttyS9,115200,disk", 1),
+            ("disk,disk,disk,disk,disk,disk,disk,disk,disk", MAX_TARGETS),
+        ] {
+            let (targets, understood) = all(list);
+            assert_eq!((targets.len(), understood), (count, false), "{list}");
+        }
+    }
+
+    #[test]
+    fn times_are_numbers() {
+        let options = Options::parse("capture.timeout=90 capture.holdoff=0");
+        assert_eq!((options.timeout_s, options.holdoff_min), (Some(90), Some(0)));
+        for word in ["capture.timeout=0", "capture.timeout=1m", "capture.holdoff=-1"] {
+            let options = Options::parse(word);
+            assert_eq!(options.refused, Some(word));
+            assert_eq!((options.timeout_s, options.holdoff_min), (None, None));
+        }
+    }
+
     #[test]
     fn target_is_any_area_unless_a_uuid_names_one() {
         let uuid = *b"\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef";
         let text = "capture.to=disk:uuid=01234567-89ab-cdef-0123-456789ABCDEF capture.after=halt";
         let options = Options::parse(text);
-        assert_eq!((options.to, options.after), (To::Area(uuid), After::Halt));
-        assert_eq!(Options::parse("root=/dev/vda1").to, To::AnyArea);
-        assert_eq!(Options::parse("capture.to=disk").to, To::AnyArea);
+        assert_eq!((only(options), options.after), (Some(To::Area(uuid)), After::Halt));
+        assert_eq!(only(Options::parse("root=/dev/vda1")), Some(To::AnyArea));
+        assert_eq!(only(Options::parse("capture.to=disk")), Some(To::AnyArea));
     }
 
     #[test]
     fn serial_ports_are_named_as_linux_names_them() {
-        let to = |port: &str| Options::parse(&std::format!("capture.to=serial:{port}")).to;
-        let is = |place, baud| To::Serial(Some(Port { place, baud }));
-        assert_eq!(Options::parse("capture.to=serial").to, To::Serial(None));
+        let to = |port: &str| only(Options::parse(&std::format!("capture.to=serial:{port}")));
+        let is = |place, baud| Some(To::Serial(Some(Port { place, baud })));
+        assert_eq!(only(Options::parse("capture.to=serial")), Some(To::Serial(None)));
         assert_eq!(to("ttyS1,921600n8"), is(PortPlace::Pc(1), Some(921_600)));
         assert_eq!(to("ttyS3"), is(PortPlace::Pc(3), None));
         assert_eq!(to("uart8250,io,0x3f8,115200n8"), is(PortPlace::Io(0x3f8), Some(115_200)));
@@ -393,7 +512,7 @@ mod tests {
             "pl011",
             "pl011,0x9000000,0",
         ] {
-            assert_eq!(to(wrong), To::Refused, "{wrong}");
+            assert_eq!(to(wrong), None, "{wrong}");
         }
     }
 
@@ -424,7 +543,7 @@ mod tests {
     fn target_that_is_not_understood_forbids_writing() {
         for word in ["capture.to=disk:uuid=123", "capture.to=nfs:/srv", "capture.to"] {
             let options = Options::parse(word);
-            assert_eq!((options.to, options.refused), (To::Refused, Some(word)));
+            assert_eq!((options.to.iter().count(), options.refused), (0, Some(word)));
         }
     }
 }

@@ -99,7 +99,8 @@ impl State {
     }
 }
 
-/// Why a dump ended as it did.
+/// Why there is no complete dump. Numbers from 16 on never stand in a trailer: they end up on the
+/// console alone. docs/reasons.md says what to do about each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Reason {
@@ -113,22 +114,52 @@ pub enum Reason {
     TooManyRanges = 3,
     /// The dump did not fit into the area: there is the crash card, and nothing of the core.
     NoRoom = 4,
+    /// The time that `capture.timeout=` gives was over.
+    OutOfTime = 5,
+    /// The payload itself failed.
+    PayloadFailed = 6,
+    /// `elfcorehdr` is missing, or cannot be used.
+    NoHeaders = 16,
+    /// `capture.to=` was not understood.
+    Refused = 17,
+    /// There is no disk that the payload can drive.
+    NoDisk = 18,
+    /// No disk has a reserved area that may be written.
+    NoArea = 19,
+    /// The only areas hold dumps that nobody saved yet: they got the crash card.
+    Unsaved = 20,
+    /// The serial port that was named is not there.
+    NoPort = 21,
+    /// The serial port takes no more bytes.
+    LineBroken = 22,
     /// A reason that this version of the crate does not know.
     Unknown = u32::MAX,
 }
 
 impl Reason {
+    /// All of them, but for [`Reason::Unknown`].
+    pub const ALL: [Reason; 14] = [
+        Reason::None,
+        Reason::DiskError,
+        Reason::DiskTimeout,
+        Reason::TooManyRanges,
+        Reason::NoRoom,
+        Reason::OutOfTime,
+        Reason::PayloadFailed,
+        Reason::NoHeaders,
+        Reason::Refused,
+        Reason::NoDisk,
+        Reason::NoArea,
+        Reason::Unsaved,
+        Reason::NoPort,
+        Reason::LineBroken,
+    ];
+
     /// The reason with number `value`; [`Reason::Unknown`] for numbers of later versions.
     #[must_use]
-    pub const fn from_u32(value: u32) -> Reason {
-        match value {
-            0 => Reason::None,
-            1 => Reason::DiskError,
-            2 => Reason::DiskTimeout,
-            3 => Reason::TooManyRanges,
-            4 => Reason::NoRoom,
-            _ => Reason::Unknown,
-        }
+    pub fn from_u32(value: u32) -> Reason {
+        let known = Reason::ALL.into_iter().find(|&reason| reason as u32 == value);
+        known.unwrap_or(Reason::Unknown)
     }
 
     /// The reason in words.
@@ -140,6 +171,15 @@ impl Reason {
             Reason::DiskTimeout => "the disk did not answer in time",
             Reason::NoRoom => "the dump does not fit into the area",
             Reason::TooManyRanges => "more ranges of memory than the payload keeps",
+            Reason::OutOfTime => "the time that capture.timeout= gives was over",
+            Reason::PayloadFailed => "the payload itself failed",
+            Reason::NoHeaders => "elfcorehdr is missing or cannot be used",
+            Reason::Refused => "capture.to= was not understood",
+            Reason::NoDisk => "no disk that this payload can drive was found",
+            Reason::NoArea => "no disk has a reserved area to write to (make one: loader reserve)",
+            Reason::Unsaved => "an unsaved dump is in the way (use: loader save)",
+            Reason::NoPort => "the serial port that capture.to= names is not there",
+            Reason::LineBroken => "the serial port takes no more bytes",
             Reason::Unknown => "unknown (written by a later version)",
         }
     }
@@ -163,7 +203,10 @@ struct RawTrailer {
     crc_table_crc: U32<LE>,
     card_size: U32<LE>,
     card_crc: U32<LE>,
-    zero: [u8; SECTOR - 96],
+    later_cards: U32<LE>,
+    crash_time: U64<LE>,
+    written: U64<LE>,
+    zero: [u8; SECTOR - 116],
     crc: U32<LE>,
     rest: [u8; BLOCK as usize - SECTOR],
 }
@@ -197,6 +240,14 @@ pub struct Trailer {
     pub card_size: u32,
     /// CRC32 of those bytes.
     pub card_crc: u32,
+    /// Crashes since that of the core which left nothing but their card, because the dump was not
+    /// saved yet; the card block holds the last one's. 0 when it holds that of the core.
+    pub later_cards: u32,
+    /// When the core's kernel crashed, in seconds since 1970 by its own clock; 0 when not known.
+    pub crash_time: u64,
+    /// Of a dump that is not finished: bytes of the core, from its start, that are on the medium for
+    /// certain. What lies behind them may be of an earlier dump. 0 when that is not known.
+    pub written: u64,
 }
 
 /// Why a block is not a valid trailer.
@@ -245,6 +296,9 @@ impl Trailer {
             crc_table_crc: 0,
             card_size: 0,
             card_crc: 0,
+            later_cards: 0,
+            crash_time: 0,
+            written: 0,
         }
     }
 
@@ -280,7 +334,8 @@ impl Trailer {
         let fits = raw.crc_table.get() == layout.crc_table
             && core_size <= layout.crc_table
             && raw.crc_count.get() == core_size.div_ceil(CRC_CHUNK)
-            && u64::from(raw.card_size.get()) <= CARD_BLOCK;
+            && u64::from(raw.card_size.get()) <= CARD_BLOCK
+            && raw.written.get() <= layout.crc_table;
         if !fits {
             return Err(TrailerError::Field);
         }
@@ -295,6 +350,9 @@ impl Trailer {
             crc_table_crc: raw.crc_table_crc.get(),
             card_size: raw.card_size.get(),
             card_crc: raw.card_crc.get(),
+            later_cards: raw.later_cards.get(),
+            crash_time: raw.crash_time.get(),
+            written: raw.written.get(),
         })
     }
 
@@ -319,7 +377,10 @@ impl Trailer {
             crc_table_crc: self.crc_table_crc.into(),
             card_size: self.card_size.into(),
             card_crc: self.card_crc.into(),
-            zero: [0; SECTOR - 96],
+            later_cards: self.later_cards.into(),
+            crash_time: self.crash_time.into(),
+            written: self.written.into(),
+            zero: [0; SECTOR - 116],
             crc: 0.into(),
             rest: [0; BLOCK as usize - SECTOR],
         };
@@ -343,6 +404,9 @@ mod tests {
             crc_table_crc: 0x1122_3344,
             card_size: 0xabc,
             card_crc: 0x5566_7788,
+            later_cards: 2,
+            crash_time: 0x6542_3211,
+            written: 0x30_0000,
             ..Trailer::empty(UUID, 64 << 20)
         }
     }
@@ -361,7 +425,10 @@ mod tests {
         assert_eq!(&block[80..84], 0x1122_3344u32.to_le_bytes());
         assert_eq!(&block[84..88], 0xabcu32.to_le_bytes());
         assert_eq!(&block[88..92], 0x5566_7788u32.to_le_bytes());
-        assert!(block[92..508].iter().all(|&byte| byte == 0));
+        assert_eq!(&block[92..96], 2u32.to_le_bytes());
+        assert_eq!(&block[96..104], 0x6542_3211u64.to_le_bytes());
+        assert_eq!(&block[104..112], 0x30_0000u64.to_le_bytes());
+        assert!(block[112..508].iter().all(|&byte| byte == 0));
         assert_eq!(&block[508..512], crc32(&block[..508]).to_le_bytes());
         assert!(block[512..].iter().all(|&byte| byte == 0));
     }
@@ -401,6 +468,16 @@ mod tests {
         lie.core_size = 64 << 20;
         lie.crc_count = 64;
         assert_eq!(Trailer::parse(&lie.to_block()), Err(TrailerError::Field));
+        let lie = Trailer { written: 64 << 20, ..complete() };
+        assert_eq!(Trailer::parse(&lie.to_block()), Err(TrailerError::Field));
+    }
+
+    #[test]
+    fn reasons_have_the_numbers_that_they_are_found_by() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_u32(reason as u32), reason);
+        }
+        assert_eq!(Reason::from_u32(1000), Reason::Unknown);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod windows;
 use core::fmt;
 use core::panic::PanicInfo;
 
+use capture::area::Wanted;
 use capture::card::Sink;
 use capture::dump::{Buffers, Payload, Source};
 use capture::elfcorehdr::{self, Elfcorehdr};
@@ -84,11 +85,12 @@ fn main(boot: &'static BootInfo) -> ! {
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    match dump(&options, boot, firmware) {
+    let outcome = dump(&options, boot, firmware);
+    match &outcome {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
     }
-    finish(options.after)
+    finish(options.after, outcome.err().map_or(Reason::None, |failure| failure.reason()))
 }
 
 /// The first lines.
@@ -105,23 +107,40 @@ fn greet(options: &Options<'_>) {
 /// Why there is no complete dump.
 enum Failure {
     Elfcorehdr(elfcorehdr::Error),
-    Target(targets::Failure),
-    /// There is no such port.
-    NoPort,
-    /// The line broke.
+    Disk(targets::Failure),
     Line(capture::dump::Error),
-    /// The dump is whole but for ranges of memory that there was no room to remember.
-    TooManyRanges,
+    /// Nothing more is to be said than the reason.
+    Plain(Reason),
+}
+
+impl Failure {
+    /// Its number.
+    fn reason(&self) -> Reason {
+        match self {
+            Failure::Elfcorehdr(_) => Reason::NoHeaders,
+            Failure::Disk(failure) => failure.reason(),
+            Failure::Line(error) => error.reason(),
+            Failure::Plain(reason) => *reason,
+        }
+    }
+
+    /// How close to a dump it came, among those of several targets.
+    fn rank(&self) -> u8 {
+        match self {
+            Failure::Disk(failure) => failure.rank(),
+            Failure::Line(_) => 4,
+            Failure::Elfcorehdr(_) | Failure::Plain(_) => 0,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Elfcorehdr(error) => error.fmt(f),
-            Failure::Target(error) => error.fmt(f),
-            Failure::NoPort => f.write_str("the serial port that capture.to= names is not there"),
+            Failure::Disk(failure) => failure.fmt(f),
             Failure::Line(error) => error.fmt(f),
-            Failure::TooManyRanges => f.write_str(Reason::TooManyRanges.text()),
+            Failure::Plain(reason) => f.write_str(reason.text()),
         }
     }
 }
@@ -130,7 +149,8 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     let memory = &boot.memory;
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
-    let mut machine = ThisMachine { memory };
+    let until_us = options.timeout_s.map_or(u64::MAX, |seconds| seconds.saturating_mul(1_000_000));
+    let mut machine = ThisMachine { memory, until_us };
 
     // What memory there is, by the dead kernel's word. The command line's has the last one.
     let at = options.elfcorehdr.or(boot.elfcorehdr);
@@ -153,18 +173,56 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     // Where it may be written, and then the dump itself.
     let memory_used = boot.image_size;
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
-    let mut machine = ThisMachine { memory: &memory };
+    let mut machine = ThisMachine { memory: &memory, until_us };
     // Nobody has told the devices: what they still write must not go into the dump.
     targets::quiesce(firmware, &memory);
     let payload = Payload { version: VERSION, memory_used };
-    match options.to {
-        To::Serial(port) => {
-            let job = serial::Job { source, payload, extent: options.extent, baud: None };
-            over_line(&mut machine, firmware, (port, options.console), job, buffers)?;
+    to_first_target(&mut machine, options, firmware, source, payload, buffers)?;
+    if old.truncated { Err(Failure::Plain(Reason::TooManyRanges)) } else { Ok(()) }
+}
+
+/// Writes the dump to the first target that takes all of it.
+fn to_first_target(
+    machine: &mut ThisMachine<'_>,
+    options: &Options<'_>,
+    firmware: &Firmware,
+    source: Source<'_>,
+    payload: Payload<'_>,
+    buffers: &mut Buffers,
+) -> Result<(), Failure> {
+    let mut closest = Failure::Plain(Reason::Refused);
+    let mut dead = targets::Dead::default();
+    let mut told = |failure: Failure| {
+        say!("this target has no dump: {failure}");
+        if failure.rank() >= closest.rank() {
+            closest = failure;
         }
-        to => to_disk(&mut machine, firmware, &mut Job { to, source, payload, buffers })?,
+    };
+    for to in options.to.iter() {
+        if machine.is_time_over() {
+            break;
+        }
+        let uuid = match to {
+            To::Serial(port) => {
+                let job = serial::Job { source, payload, extent: options.extent, baud: None };
+                match over_line(machine, firmware, (port, options.console), job, buffers) {
+                    Ok(()) => return Ok(()),
+                    Err(failure) => told(failure),
+                }
+                continue;
+            }
+            To::AnyArea => None,
+            To::Area(uuid) => Some(uuid),
+        };
+        let crash_time = capture::dump::crash_time(source.old);
+        let wanted = Wanted { uuid, holdoff_min: options.holdoff_min, crash_time };
+        let mut job = Job { wanted, source, payload, buffers: &mut *buffers };
+        match to_disk(machine, firmware, &mut job, &mut dead) {
+            Ok(()) => return Ok(()),
+            Err(failure) => told(Failure::Disk(failure)),
+        }
     }
-    if old.truncated { Err(Failure::TooManyRanges) } else { Ok(()) }
+    Err(closest)
 }
 
 /// Writes the dump to a disk.
@@ -172,8 +230,9 @@ fn to_disk(
     machine: &mut ThisMachine<'_>,
     firmware: &Firmware,
     job: &mut Job<'_>,
-) -> Result<(), Failure> {
-    let complete = targets::dump_to_first(firmware, machine, job).map_err(Failure::Target)?;
+    dead: &mut targets::Dead,
+) -> Result<(), targets::Failure> {
+    let complete = targets::dump_to_first(firmware, machine, job, dead)?;
     let bulk_us = complete.last_block_us - complete.first_block_us;
     tell_pages(complete.pages_read, complete.pages_unreadable, job.source.old.dropped);
     say!(
@@ -200,7 +259,8 @@ fn over_line(
     let sent = match own {
         None => serial::write(machine, &mut ConsoleLine, job, buffers),
         Some(port) => {
-            let mut line = OwnLine::open(&port, firmware, machine.memory).ok_or(Failure::NoPort)?;
+            let mut line = OwnLine::open(&port, firmware, machine.memory)
+                .ok_or(Failure::Plain(Reason::NoPort))?;
             for text in [VERSION, CARD_BEGINS] {
                 line.line(machine, text);
             }
@@ -232,6 +292,8 @@ fn tell_pages(read: u64, unreadable: u64, dropped: u64) {
 pub struct ThisMachine<'a> {
     /// Its memory.
     pub memory: &'a PhysicalMemory<'a>,
+    /// When the time for the dump is over, in microseconds since the first instruction.
+    pub until_us: u64,
 }
 
 impl Machine for ThisMachine<'_> {
@@ -243,21 +305,26 @@ impl Machine for ThisMachine<'_> {
         PayloadClock.now_us()
     }
 
+    fn is_time_over(&self) -> bool {
+        self.until_us != u64::MAX && self.now_us() >= self.until_us
+    }
+
     fn say(&mut self, line: fmt::Arguments<'_>) {
         console::line(line);
     }
 }
 
-fn finish(after: After) -> ! {
+fn finish(after: After, reason: Reason) -> ! {
     let firmware = FIRMWARE.get();
-    say!(
-        "{}",
-        match after {
-            After::Reboot => "rebooting",
-            After::PowerOff => "switching off",
-            After::Halt => "halted",
-        }
-    );
+    let way = match after {
+        After::Reboot => "rebooting",
+        After::PowerOff => "switching off",
+        After::Halt => "halted",
+    };
+    match reason {
+        Reason::None => say!("{way}"),
+        reason => say!("{way} after reason {}: {}", reason as u32, reason.text()),
+    }
     console::drain();
     match after {
         After::Reboot => arch::reset::reboot(firmware),
@@ -268,7 +335,7 @@ fn finish(after: After) -> ! {
 
 /// The way out when the payload itself has failed: there is nothing to wait for.
 fn finish_after_failure() -> ! {
-    finish(After::Reboot)
+    finish(After::Reboot, Reason::PayloadFailed)
 }
 
 #[panic_handler]

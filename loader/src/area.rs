@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use format::BLOCK;
-use format::area::{HEAD, Layout, Trailer, TrailerError};
+use format::area::{CARD_BLOCK, HEAD, Layout, Trailer, TrailerError};
 
 use crate::device::{Device, ReadAt};
 use crate::partition::{self, Partition};
@@ -149,6 +149,16 @@ impl<'device> Area<'device> {
         let trailer = Trailer { sequence: self.trailer.sequence, ..empty };
         self.device.write_durably(&trailer.to_block(), self.start + self.layout.trailer)?;
         self.device.write_durably(&[0; HEAD as usize], self.start)
+    }
+
+    /// The crash card; `None` when there is none, in an area that was saved since, too, or it is damaged.
+    ///
+    /// # Errors
+    /// The block cannot be read.
+    pub fn card(&self) -> io::Result<Option<String>> {
+        let mut block = vec![0; CARD_BLOCK as usize];
+        self.read_at(&mut block, self.layout.card)?;
+        Ok(self.trailer.card(&block).map(str::to_owned))
     }
 
     /// The area's name for messages: the device's path and, if so, the partition's number.

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use format::area::{Reason, State, Trailer};
@@ -23,6 +23,9 @@ use crate::text::exact_size;
 
 /// Name of the file while it is being written.
 const PARTIAL: &str = ".dump.elf.partial";
+
+/// Name of the file with the card of a crash that left no more, because the dump was not saved yet.
+const LATER_CARD: &str = "later-card.txt";
 
 /// What the user allows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,6 +59,12 @@ pub enum SaveError {
         /// What happened to it.
         why: &'static str,
     },
+    /// There was no room for more than the crash card.
+    #[error(
+        "there is no dump in {0}, for want of room: only the crash card (`loader show`); reserve a \
+         larger area"
+    )]
+    CardOnly(String),
     /// There is no telling where the dump ends.
     #[error(
         "nothing in {area} can be saved as a dump: {source}; the raw bytes can be copied with dd, \
@@ -97,6 +106,19 @@ pub enum SaveError {
         /// On what.
         path: PathBuf,
         /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file is good, but the card of a later crash was not saved.
+    #[error(
+        "the dump is safe in {path}, but the card of a later crash, which `loader show` prints, cannot \
+         be written to {card}: {source}; the area is as it was"
+    )]
+    LaterCard {
+        /// The saved file.
+        path: PathBuf,
+        /// Where the card was to go.
+        card: PathBuf,
+        /// What the kernel said, or what is wrong with the card.
         source: io::Error,
     },
     /// The file is good, the area was not marked.
@@ -158,6 +180,10 @@ pub struct Saved {
     pub verified: bool,
     /// What is wrong with it.
     pub damage: DamageReport,
+    /// Whether nobody wrote down how much of it there is.
+    pub end_unknown: bool,
+    /// The card of a later crash, if there was one.
+    pub later_card: Option<PathBuf>,
 }
 
 /// Saves the dump in the area at `area_path` into `directory`.
@@ -184,12 +210,15 @@ pub fn save(area_path: &Path, directory: &Path, options: Options) -> Result<Save
     let name = if damage.is_empty() { name } else { "dump.damaged.elf" };
     let path = partial.finish(&target, name)?;
 
+    let later_card = save_later_card(&area, &target, &path)?;
     let saved = Saved {
         path,
         area: area.name(),
         size: plan.size,
         verified: plan.checksums.is_some(),
         damage,
+        end_unknown: plan.checksums.is_none() && area.trailer.written == 0,
+        later_card,
     };
     if saved.damage.is_empty() {
         mark_empty(&area, &saved.path)?;
@@ -203,6 +232,9 @@ fn plan(area: &Area<'_>, options: Options) -> Result<(Plan, bool), SaveError> {
     if trailer.state == State::Empty {
         return Err(SaveError::Empty(area.name()));
     }
+    if trailer.state == State::Incomplete && trailer.reason == Reason::NoRoom {
+        return Err(SaveError::CardOnly(area.name()));
+    }
     let unfinished = trailer.state != State::Complete || trailer.core_size == 0;
     if unfinished && !options.incomplete {
         return Err(SaveError::Incomplete { area: area.name(), why: why_unfinished(&trailer) });
@@ -211,7 +243,11 @@ fn plan(area: &Area<'_>, options: Options) -> Result<(Plan, bool), SaveError> {
     if trailer.state == State::Writing || trailer.core_size == 0 {
         let limit = area.layout.crc_table;
         let size = Headers::read(area, limit).and_then(|headers| headers.end(area));
-        let size = size.map_err(no_core)?;
+        let size = match (size.map_err(no_core)?, trailer.written) {
+            (size, 0) => size,
+            // What lies behind may be of an earlier dump.
+            (size, written) => size.min(written),
+        };
         return Ok((Plan { size, checksums: None, flag_incomplete: unfinished }, false));
     }
     let checksums = read_checksums(area).map_err(|error| no_core(error.into()))?;
@@ -238,6 +274,28 @@ fn read_checksums(area: &Area<'_>) -> io::Result<Option<Vec<u32>>> {
     let words =
         bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
     Ok(Some(words.collect()))
+}
+
+/// Saves the card of the last crash that left nothing else, under a name of its own beside the dump at
+/// `dump`. A damaged one is gone.
+fn save_later_card(
+    area: &Area<'_>,
+    target: &Target,
+    dump: &Path,
+) -> Result<Option<PathBuf>, SaveError> {
+    if area.trailer.later_cards == 0 {
+        return Ok(None);
+    }
+    let path = target.path.join(LATER_CARD);
+    let write = || {
+        let Some(card) = area.card()? else { return Ok(None) };
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        file.write_all(card.as_bytes())?;
+        file.sync_all()?;
+        target.sync()?;
+        Ok(Some(path.clone()))
+    };
+    write().map_err(|source| SaveError::LaterCard { path: dump.into(), card: path.clone(), source })
 }
 
 /// Calls the area empty; it keeps its uuid and its count of captures.
@@ -387,13 +445,17 @@ impl fmt::Display for Saved {
                  ready for the next crash."
             );
         }
+        if let Some(card) = &self.later_card {
+            let card = card.display();
+            writeln!(f, "Of a later crash there is the crash card alone: {card}.")?;
+        }
         if self.verified {
             writeln!(f, "Every checksum was right.")?;
         } else {
-            writeln!(
-                f,
-                "It has no checksums to verify, and may end in bytes that were there before."
-            )?;
+            writeln!(f, "It has no checksums to verify.")?;
+            if self.end_unknown {
+                writeln!(f, "It may end in bytes that were there before.")?;
+            }
         }
         writeln!(f, "The area is empty and ready for the next crash.")?;
         writeln!(f, "Look at the dump with `host-analyzer bt {path}`.")

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use format::area::{CARD_BLOCK, Reason, State, Trailer};
+use format::area::{Reason, State, Trailer};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::area::{Area, FindError};
 use crate::core_file::{CoreError, Headers, Notable};
-use crate::device::{Access, Device, OpenError, ReadAt};
+use crate::device::{Access, Device, OpenError};
 use crate::text::{duration, exact_size, printable, utc};
 
 /// Why an area cannot be shown.
@@ -46,6 +46,10 @@ pub struct Report {
     pub core_size: Option<u64>,
     /// Bytes of crash card; 0 when there is none.
     pub card_size: u32,
+    /// Crashes since that of the dump which left nothing but their card; the card is the last one's.
+    pub later_cards: u32,
+    /// Bytes of an unfinished core that are there for certain; null when that is not known.
+    pub written: Option<u64>,
     /// The crash card; null when there is none, or when it cannot be shown.
     pub card: Option<String>,
     /// Why it cannot be shown.
@@ -119,6 +123,8 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
         Err(why) => (None, Some(why)),
     };
     let Trailer { state, reason, uuid, sequence, core_size, card_size, .. } = area.trailer;
+    let is_unfinished = matches!(state, State::Writing | State::Incomplete);
+    let written = Some(area.trailer.written).filter(|&size| is_unfinished && size > 0);
     Ok(Report {
         path: path.display().to_string(),
         partition: area.partition.map(|partition| PartitionReport {
@@ -134,6 +140,8 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
         sequence,
         core_size: (core_size > 0).then_some(core_size),
         card_size,
+        later_cards: area.trailer.later_cards,
+        written,
         card,
         card_error,
         dump,
@@ -141,15 +149,16 @@ pub fn show(path: &Path) -> Result<Report, ShowError> {
     })
 }
 
-/// The crash card, which stands in an area that was saved since no more; or why it cannot be shown.
+/// The crash card, or why it cannot be shown.
 fn card(area: &Area<'_>) -> Result<Option<String>, String> {
     if area.trailer.card_size == 0 {
         return Ok(None);
     }
-    let mut block = vec![0; CARD_BLOCK as usize];
-    area.read_at(&mut block, area.layout.card).map_err(|error| error.to_string())?;
-    let card = area.trailer.card(&block).map(str::to_owned);
-    card.map(Some).ok_or_else(|| "it is damaged (checksum)".to_owned())
+    match area.card() {
+        Ok(Some(card)) => Ok(Some(card)),
+        Ok(None) => Err("it is damaged (checksum)".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn notable(area: &Area<'_>) -> Result<Notable, CoreError> {
@@ -193,8 +202,19 @@ impl fmt::Display for Report {
         if let Some(core_size) = self.core_size {
             writeln!(f, "  core          {}", exact_size(core_size))?;
         }
+        if let Some(written) = self.written {
+            writeln!(f, "  written       {}", exact_size(written))?;
+        }
         if self.card_size > 0 {
             writeln!(f, "  crash card    {} bytes", self.card_size)?;
+        }
+        if self.later_cards > 0 {
+            let crashes = if self.later_cards == 1 { "crash" } else { "crashes" };
+            writeln!(
+                f,
+                "  since then    {} {crashes}, the card is the last one's",
+                self.later_cards
+            )?;
         }
         if let Some(dump) = &self.dump {
             writeln!(f, "dump")?;

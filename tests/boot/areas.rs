@@ -128,8 +128,32 @@ fn dump_that_nobody_has_saved_yet_is_not_overwritten(arch: &'static str) -> Resu
     let scenario = bench.scenario();
     let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
     dumps_completely(bench, &scenario, vec![disk.clone()], &directory)?;
-    let crashed = refused(bench, &format!("areas/{arch}-unsaved"), &scenario, vec![disk])?;
+    let layout = Layout::new(area_size(&scenario)).context("not a size for an area")?;
+    let core = || -> Result<Vec<u8>> {
+        let mut bytes = std::fs::read(&disk.image)?;
+        bytes.truncate(usize::try_from(layout.card)?);
+        Ok(bytes)
+    };
+    let before = core()?;
+    let card = || analyzer()?.run(&["card"], &disk.image, None);
+    let first = card()?;
+
+    // Of the second crash there is the card; of the dump nothing changes.
+    let crashed = Crashed::new(bench, &scenario, vec![disk.clone()], &directory, |_| Ok(()))?;
     crashed.expect_payload_line("unsaved dump")?;
+    crashed.expect_payload_line("after reason 20: ")?;
+    ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
+    ensure!(before == core()?, "the dump was written to");
+    let second = card()?;
+    ensure!(first != second && second.contains("sysrq triggered crash"), "{second}");
+    let shown = bench.loader.show(&disk.image)?;
+    ensure!(shown.contains("since then    1 crash,"), "{shown}");
+
+    // The third one may overwrite both.
+    let later = scenario.appending("capture.holdoff=0");
+    dumps_completely(bench, &later, vec![disk.clone()], &directory)?;
+    ensure!(before != core()?, "nothing was written");
+    bench.loader.save(&disk.image, &directory)?;
     Ok(())
 }
 

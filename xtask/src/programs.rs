@@ -79,9 +79,27 @@ impl Loader {
     /// # Errors
     /// When it fails; the message holds what it said.
     pub fn save(&self, area: &Path, directory: &Path) -> Result<PathBuf> {
+        self.save_with(&[], area, directory, "dump.elf")
+    }
+
+    /// `loader save --incomplete AREA DIRECTORY`; returns the path of the dump.
+    ///
+    /// # Errors
+    /// When it fails; the message holds what it said.
+    pub fn save_incomplete(&self, area: &Path, directory: &Path) -> Result<PathBuf> {
+        self.save_with(&["--incomplete"], area, directory, "dump.incomplete.elf")
+    }
+
+    fn save_with(
+        &self,
+        options: &[&str],
+        area: &Path,
+        directory: &Path,
+        name: &str,
+    ) -> Result<PathBuf> {
         let mut command = Command::new(&self.program);
-        let said = process::output(command.arg("save").arg(area).arg(directory))?;
-        let dump = directory.join("dump.elf");
+        let said = process::output(command.arg("save").args(options).arg(area).arg(directory))?;
+        let dump = directory.join(name);
         if !dump.is_file() {
             bail!("loader save made no {}; it said: {said}", dump.display());
         }

@@ -17,7 +17,7 @@ mod sent;
 mod staged;
 mod stream;
 
-pub use sender::{Broken, Frames};
+pub use sender::Frames;
 pub use stream::{Buffers, Complete, Job, write};
 
 #[cfg(test)]

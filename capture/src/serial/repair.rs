@@ -5,9 +5,10 @@ use format::frame::Run;
 
 use crate::Machine;
 use crate::card::Card;
+use crate::dump::Error;
 
 use super::places::Places;
-use super::sender::{Broken, Request};
+use super::sender::Request;
 use super::stream::Stream;
 
 /// How long the end waits for somebody who was never heard, and for one who fell silent; and how long
@@ -32,7 +33,7 @@ impl Stream<'_> {
         card: &mut Card,
         places: &Places,
         notes: &mut [u8],
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, Error> {
         let begun = machine.now_us();
         let (mut asked, mut told) = (begun, begun);
         loop {
@@ -42,7 +43,8 @@ impl Stream<'_> {
                 Some(heard) => now.saturating_sub(heard.max(begun)) > SILENT_US,
                 None => now - begun > STRANGER_US,
             };
-            if silent || self.is_spent() || now.saturating_sub(asked) > IDLE_US {
+            let is_enough = silent || self.is_spent() || machine.is_time_over();
+            if is_enough || now.saturating_sub(asked) > IDLE_US {
                 return Ok(false);
             }
             match self.sender.request.take() {
@@ -66,7 +68,7 @@ impl Stream<'_> {
         card: &mut Card,
         places: &Places,
         notes: &mut [u8],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         if request == Request::Plans {
             self.again(|stream| stream.plans_again(machine, card, places, notes))?;
         } else {
@@ -85,7 +87,7 @@ impl Stream<'_> {
         &mut self,
         machine: &mut dyn Machine,
         runs: &[Run],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let head = self.core.head_size / BLOCK;
         for run in runs {
             let (first, end) = (run.first().max(head), run.first() + run.count());
@@ -111,7 +113,7 @@ impl Stream<'_> {
     }
 
     /// Does what the receiver asked for, and counts what it costs.
-    fn again(&mut self, send: impl FnOnce(&mut Self) -> Result<(), Broken>) -> Result<(), Broken> {
+    fn again(&mut self, send: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
         let before = self.sender.wire_bytes;
         let sent = send(self);
         self.wire_again += self.sender.wire_bytes - before;

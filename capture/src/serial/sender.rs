@@ -8,6 +8,7 @@ use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Machine;
+use crate::dump::Error;
 use crate::line::Line;
 
 use super::compress::Compressor;
@@ -58,10 +59,6 @@ pub enum Request {
     Done,
 }
 
-/// The line does not take bytes any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
-
 /// The sender's side of the stream.
 pub struct Sender<'a> {
     line: &'a mut dyn Line,
@@ -104,22 +101,22 @@ impl<'a> Sender<'a> {
     /// Sends what stream this is.
     ///
     /// # Errors
-    /// [`Broken`]
-    pub fn begin(&mut self, machine: &dyn Machine, begin: &Begin) -> Result<(), Broken> {
+    /// [`Error`]
+    pub fn begin(&mut self, machine: &dyn Machine, begin: &Begin) -> Result<(), Error> {
         self.small(machine, Kind::Begin, 0, begin.as_bytes())
     }
 
     /// Sends a frame of a few bytes of content.
     ///
     /// # Errors
-    /// [`Broken`]
+    /// [`Error`]
     pub fn small(
         &mut self,
         machine: &dyn Machine,
         kind: Kind,
         offset: u64,
         content: &[u8],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let size = content.len().min(MAX_CONTENT);
         self.frames.content[..size].copy_from_slice(&content[..size]);
         self.prepared(machine, kind, offset, size)
@@ -128,27 +125,27 @@ impl<'a> Sender<'a> {
     /// Sends a frame with the first `size` bytes of [`Frames::content`].
     ///
     /// # Errors
-    /// [`Broken`]
+    /// [`Error`]
     pub fn prepared(
         &mut self,
         machine: &dyn Machine,
         kind: Kind,
         offset: u64,
         size: usize,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         self.content(machine, kind, size as u32, offset, size)
     }
 
     /// Sends the first `blocks` blocks of [`Frames::content`], which lie at `offset` in the core.
     ///
     /// # Errors
-    /// [`Broken`]
+    /// [`Error`]
     pub fn blocks(
         &mut self,
         machine: &dyn Machine,
         offset: u64,
         blocks: usize,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let blocks = blocks.min(MAX_BLOCKS);
         let size = blocks * BLOCK as usize;
         self.content(machine, Kind::Blocks, blocks as u32, offset, size)
@@ -157,14 +154,14 @@ impl<'a> Sender<'a> {
     /// Sends that `blocks` blocks at `offset` in the core are zeros, or cannot be read.
     ///
     /// # Errors
-    /// [`Broken`]
+    /// [`Error`]
     pub fn empty_blocks(
         &mut self,
         machine: &dyn Machine,
         encoding: Encoding,
         offset: u64,
         blocks: u64,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         // A run of a plan has fewer.
         let count = u32::try_from(blocks).unwrap_or(u32::MAX);
         let header = self.header(Kind::Blocks, encoding, count, offset);
@@ -179,7 +176,7 @@ impl<'a> Sender<'a> {
         count: u32,
         offset: u64,
         size: usize,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let begun = machine.now_us();
         let Frames { content, packed, .. } = &mut *self.frames;
         let shorter = self.compressor.pack(&content[..size], packed);
@@ -217,14 +214,14 @@ impl<'a> Sender<'a> {
     }
 
     /// Puts a frame with the first `size` bytes of what is packed on the line.
-    fn put(&mut self, machine: &dyn Machine, header: &Header, size: usize) -> Result<(), Broken> {
+    fn put(&mut self, machine: &dyn Machine, header: &Header, size: usize) -> Result<(), Error> {
         let Frames { packed, wire, .. } = &mut *self.frames;
         // There is room for the longest frame.
-        let size = frame::encode(header, &packed[..size], wire).ok_or(Broken)?;
+        let size = frame::encode(header, &packed[..size], wire).ok_or(Error::Line)?;
         let sent = self.line.send(&self.frames.wire[..size]);
         self.wire_bytes += size as u64;
         self.listen(machine);
-        if sent { Ok(()) } else { Err(Broken) }
+        if sent { Ok(()) } else { Err(Error::Line) }
     }
 
     /// Takes what has arrived. A later request stands for an earlier one that was not answered yet.

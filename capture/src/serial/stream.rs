@@ -11,14 +11,14 @@ use zerocopy::IntoBytes;
 
 use crate::card::Card;
 use crate::core_file::{CoreFile, E_FLAGS};
-use crate::dump::{self, Payload, Silence, Source};
+use crate::dump::{self, Error, Payload, Silence, Source};
 use crate::line::Line;
 use crate::{Machine, OldPhys};
 
 use super::order;
 use super::places::Places;
 use super::repair::pieces;
-use super::sender::{Broken, Frames, Request, Sender};
+use super::sender::{Frames, Request, Sender};
 use super::sent::Sent;
 use super::staged::Staged;
 
@@ -84,13 +84,13 @@ pub struct Complete {
 /// Sends the dump over `line`.
 ///
 /// # Errors
-/// [`dump::Error`]; what was sent until then is with the receiver.
+/// [`Error`]; what was sent until then is with the receiver.
 pub fn write(
     machine: &mut dyn Machine,
     line: &mut dyn Line,
     job: Job<'_>,
     buffers: &mut dump::Buffers,
-) -> Result<Complete, dump::Error> {
+) -> Result<Complete, Error> {
     let (notes, card, Buffers { frames, sent, plan }) = buffers.for_line();
     let source = job.source;
     if card.text().is_empty() {
@@ -98,8 +98,8 @@ pub fn write(
     }
     // A line has no end: there is room for every core.
     let (headers, old) = (source.headers, source.old);
-    let core = CoreFile::plan(machine, headers, notes, old, card.text(), u64::MAX)
-        .map_err(dump::Error::Plan)?;
+    let core =
+        CoreFile::plan(machine, headers, notes, old, card.text(), u64::MAX).map_err(Error::Plan)?;
     let places = {
         let (mut memory, facts) = card.open(machine, source);
         Places::find(&mut memory, source.headers.architecture(), facts)
@@ -118,9 +118,10 @@ pub fn write(
         numbers,
         wire_again: 0,
         again: false,
+        is_cut_short: false,
         result: Ok(()),
     };
-    stream.run(machine, card, &places, notes).map_err(|Broken| dump::Error::Line)
+    stream.run(machine, card, &places, notes)
 }
 
 /// What is counted.
@@ -149,8 +150,10 @@ pub(super) struct Stream<'a> {
     pub(super) wire_again: u64,
     /// Plans are sent again, without their blocks.
     pub(super) again: bool,
+    /// The time was over before everything was sent.
+    is_cut_short: bool,
     /// The first failure, for walks that do not end with it.
-    pub(super) result: Result<(), Broken>,
+    pub(super) result: Result<(), Error>,
 }
 
 impl Stream<'_> {
@@ -160,8 +163,15 @@ impl Stream<'_> {
         card: &mut Card,
         places: &Places,
         notes: &mut [u8],
-    ) -> Result<Complete, Broken> {
-        self.walk(machine, card, places, notes)?;
+    ) -> Result<Complete, Error> {
+        let walked = self.walk(machine, card, places, notes);
+        if walked == Err(Error::OutOfTime) {
+            // What was planned and did not come is missing.
+            self.numbers.all_plans = self.numbers.plans;
+            self.is_cut_short = true;
+            self.end(machine)?;
+        }
+        walked?;
         self.numbers.all_plans = self.numbers.plans;
         self.numbers.last_block_us = machine.now_us();
         self.head(machine, notes, card.text(), true, &[])?;
@@ -192,7 +202,7 @@ impl Stream<'_> {
         card: &mut Card,
         places: &Places,
         notes: &mut [u8],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         self.numbers.plans = 0;
         self.sent.clear();
         self.plan.clear();
@@ -221,7 +231,7 @@ impl Stream<'_> {
         card: &mut Card,
         places: &Places,
         notes: &mut [u8],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         self.again = true;
         let outcome = self.walk(machine, card, places, notes);
         self.again = false;
@@ -278,7 +288,7 @@ impl Stream<'_> {
         machine: &mut dyn Machine,
         stage: Stage,
         is_last_of_stage: bool,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let planned: u64 = self.plan.iter().map(Run::count).sum();
         self.sender.begin(machine, &self.begin(planned))?;
         let plan = Plan {
@@ -323,7 +333,7 @@ impl Stream<'_> {
     }
 
     /// Sends the blocks of a run, and what the receiver asks for meanwhile.
-    fn send_run(&mut self, machine: &mut dyn Machine, run: Run) -> Result<(), Broken> {
+    fn send_run(&mut self, machine: &mut dyn Machine, run: Run) -> Result<(), Error> {
         for (first, count) in pieces(run.first(), run.first() + run.count()) {
             self.send_blocks(machine, first, count)?;
             self.numbers.blocks += count;
@@ -341,10 +351,13 @@ impl Stream<'_> {
         machine: &mut dyn Machine,
         first: u64,
         count: u64,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let mut empty = Empty { encoding: Encoding::Zeros, first, count: 0 };
         let (mut at, end) = (first, first + count);
         while at < end {
+            if machine.is_time_over() {
+                return Err(Error::OutOfTime);
+            }
             let most = (end - at).min(MAX_BLOCKS as u64) as usize;
             let (blocks, encoding) = self.read_alike(machine, at, most);
             match encoding {
@@ -364,7 +377,7 @@ impl Stream<'_> {
         self.send_empty(machine, &empty)
     }
 
-    fn send_empty(&mut self, machine: &mut dyn Machine, empty: &Empty) -> Result<(), Broken> {
+    fn send_empty(&mut self, machine: &mut dyn Machine, empty: &Empty) -> Result<(), Error> {
         match empty.count {
             0 => Ok(()),
             count => self.sender.empty_blocks(machine, empty.encoding, empty.first * BLOCK, count),
@@ -427,7 +440,7 @@ impl Stream<'_> {
         card: &str,
         done: bool,
         wanted: &[Run],
-    ) -> Result<(), Broken> {
+    ) -> Result<(), Error> {
         let record = self.record(done);
         let complete = done && self.is_whole();
         let source = self.job.source;
@@ -460,7 +473,7 @@ impl Stream<'_> {
 
     /// Whether what is sent is all of the memory that is believed in.
     fn is_whole(&self) -> bool {
-        !self.job.source.old.truncated
+        !self.job.source.old.truncated && !self.is_cut_short
     }
 
     fn record(&self, done: bool) -> Record {
@@ -482,7 +495,7 @@ impl Stream<'_> {
         }
     }
 
-    pub(super) fn end(&mut self, machine: &mut dyn Machine) -> Result<(), Broken> {
+    pub(super) fn end(&mut self, machine: &mut dyn Machine) -> Result<(), Error> {
         let end = End {
             complete: u32::from(self.is_whole()).into(),
             plans: self.numbers.all_plans.into(),

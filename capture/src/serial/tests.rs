@@ -23,7 +23,6 @@ use crate::card::tests::panicked;
 use crate::dump::{self, Payload, Source};
 use crate::fake::{FakeDisk, FakeMachine};
 use crate::line::Line;
-use crate::options::To;
 use crate::{Machine, OldPhys, Unreadable, area};
 
 const PAYLOAD: Payload<'static> = Payload { version: "tinykdump test", memory_used: 12345 };
@@ -39,6 +38,10 @@ impl Machine for Ticking<'_> {
     fn now_us(&self) -> u64 {
         self.1.set(self.1.get() + 100);
         self.1.get()
+    }
+
+    fn is_time_over(&self) -> bool {
+        self.0.time_is_over_us.is_some_and(|end| self.now_us() >= end)
     }
 
     fn say(&mut self, line: fmt::Arguments<'_>) {
@@ -217,7 +220,9 @@ fn on_a_disk(machine: &mut FakeMachine, source: Source<'_>) -> Vec<u8> {
     let at = disk.bytes.len() - trailer.len();
     disk.bytes[at..].copy_from_slice(&trailer);
     let mut buffers = Box::new(dump::Buffers::new());
-    let area = area::find(&mut disk, To::AnyArea, buffers.notes(), &mut |_, _| {}).unwrap();
+    let area = area::find(&mut disk, &area::Wanted::default(), buffers.notes(), &mut |_, _| {})
+        .area
+        .unwrap();
     let complete = dump::write(machine, &mut disk, &area, source, PAYLOAD, &mut buffers).unwrap();
     disk.bytes.truncate(complete.size as usize);
     disk.bytes
@@ -369,4 +374,19 @@ fn what_is_asked_for_comes_before_the_rest_of_a_long_run() {
         assert!(waited <= 2 * ANSWER_EVERY, "{waited} of {all}");
     }
     assert!(all > 8 * ANSWER_EVERY, "{all}");
+}
+
+#[test]
+fn dump_that_runs_out_of_time_ends_and_says_that_it_is_not_complete() {
+    panicked().crash(|machine, source| {
+        machine.time_is_over_us = Some(50_000);
+        for answers in [false, true] {
+            let mut receiver = Receiver::new(|_| false, answers);
+            let sent = send_from(machine, source, Extent::Full, &mut receiver);
+            assert_eq!(sent, Err(dump::Error::OutOfTime));
+            assert_eq!(receiver.ends.last().unwrap().complete.get(), 0);
+            assert!(!receiver.missing().is_empty());
+            assert!(receiver.blocks.len() > 20);
+        }
+    });
 }

@@ -47,10 +47,12 @@ fn area_in(disk: &[u8], range: Range<usize>) -> Option<AreaInfo> {
     if trailer.area_size != area.len() as u64 {
         return None;
     }
-    // A dump whose end was never written has no size yet: take all that can belong to it.
-    let size = match trailer.core_size {
-        0 => Layout::new(trailer.area_size)?.crc_table,
-        size => size,
+    // A dump whose end was never written has no size yet: take what is there for certain or, when
+    // nobody wrote that down, all that can belong to it.
+    let size = match (trailer.core_size, trailer.written) {
+        (0, 0) => Layout::new(trailer.area_size)?.crc_table,
+        (0, written) => written,
+        (size, _) => size,
     };
     Some(AreaInfo { trailer, core: range.start..range.start.checked_add(size as usize)? })
 }
@@ -154,6 +156,16 @@ mod tests {
         let found = find(&area(State::Writing, 0)).unwrap();
         assert_eq!(found.core.end as u64, Layout::new(AREA as u64).unwrap().crc_table);
         assert!(found.problem().unwrap().contains("never came to the end"));
+    }
+
+    #[test]
+    fn of_an_unfinished_dump_only_that_is_read_which_is_there_for_certain() {
+        let mut disk = area(State::Incomplete, 0);
+        let block = AREA - BLOCK as usize;
+        let trailer = Trailer::parse(&disk[block..]).unwrap();
+        let written = Trailer { written: 3 << 20, ..trailer };
+        disk[block..].copy_from_slice(&written.to_block());
+        assert_eq!(find(&disk).unwrap().core, 0..3 << 20);
     }
 
     #[test]

@@ -57,6 +57,9 @@ fn trailer_lies_as_the_table_says() {
         crc_table_crc: 0x1111_1111,
         card_size: 7,
         card_crc: 0x2222_2222,
+        later_cards: 4,
+        crash_time: 1_700_000_000,
+        written: 4096,
     };
     let block = trailer.to_block();
     let fields = BTreeMap::from([
@@ -74,7 +77,10 @@ fn trailer_lies_as_the_table_says() {
         ("table crc", word(0x1111_1111)),
         ("card size", word(7)),
         ("card crc", word(0x2222_2222)),
-        ("zero", vec![0; 416]),
+        ("later cards", word(4)),
+        ("crash time", long(1_700_000_000)),
+        ("written", long(4096)),
+        ("zero", vec![0; 396]),
         ("crc", word(crc32(&block[..508]))),
         ("rest", vec![0; 3584]),
     ]);
@@ -117,4 +123,17 @@ fn layout_follows_the_formula() {
         assert_eq!((layout.card, layout.crc_table), (card, card - table));
         assert_eq!((layout.area_size, layout.trailer), (size, size - 4096));
     }
+}
+
+#[test]
+fn every_reason_is_in_the_list_of_reasons() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reasons.md");
+    let document = fs::read_to_string(path).unwrap();
+    let rows = document.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        Some((cells.next()?.trim().parse::<u32>().ok()?, cells.next()?.trim()))
+    });
+    let listed: BTreeMap<_, _> = rows.collect();
+    let known = Reason::ALL.into_iter().map(|reason| (reason as u32, reason.text()));
+    assert_eq!(listed, known.collect());
 }

@@ -8,6 +8,7 @@ use crate::images::{
     AREA, area, area_image, core, gpt_image, loader, loader_after, patch, trailer,
 };
 use format::area::{HEAD, Layout, Reason, State, Trailer};
+use format::crc32;
 use tempfile::TempDir;
 
 /// Names in the directory `out`; none when it was not made.
@@ -235,4 +236,53 @@ fn two_loaders_do_not_save_into_one_directory() {
     other.lock().unwrap();
     let message = fails_and_changes_nothing(&directory, &path, &["save", "area", "out"]);
     assert!(message.contains("another loader is saving"), "{message}");
+}
+
+#[test]
+fn of_an_unfinished_dump_only_that_is_saved_which_is_there_for_certain() {
+    let (directory, path) = area_image(State::Incomplete, Reason::OutOfTime);
+    let before = trailer(&path);
+    let cut = Trailer { core_size: 0, crc_count: 0, written: 2 << 20, ..before };
+    patch(&path, AREA - 4096, &cut.to_block());
+    let text = loader(&directory, &["show", "area"]).stdout;
+    assert!(text.contains("  written       2.0 MiB (2097152 bytes)\n"), "{text}");
+    let outcome = loader(&directory, &["save", "--incomplete", "area", "out"]);
+    assert!(outcome.success, "{}", outcome.stderr);
+    assert!(!outcome.stdout.contains("bytes that were there before"), "{}", outcome.stdout);
+    let mut expected = core();
+    expected.truncate(2 << 20);
+    expected[48] |= 1;
+    assert!(saved(&directory, "dump.incomplete.elf") == expected);
+}
+
+#[test]
+fn core_of_an_earlier_crash_is_not_saved_where_the_last_one_had_no_room() {
+    let (directory, path) = area_image(State::Incomplete, Reason::NoRoom);
+    let arguments = ["save", "--incomplete", "area", "out"];
+    let message = fails_and_changes_nothing(&directory, &path, &arguments);
+    assert!(message.contains("only the crash card"), "{message}");
+}
+
+#[test]
+fn card_of_a_later_crash_is_saved_beside_the_dump() {
+    let (directory, path) = area_image(State::Complete, Reason::None);
+    let (layout, card) = (Layout::new(AREA).unwrap(), b"kernel   6.1.0\npanic    again\n");
+    patch(&path, layout.card, card);
+    let (card_size, card_crc) = (card.len() as u32, crc32(card));
+    let later = Trailer { later_cards: 2, card_size, card_crc, ..trailer(&path) };
+    patch(&path, layout.trailer, &later.to_block());
+    let text = loader(&directory, &["show", "area"]).stdout;
+    assert!(text.contains("  since then    2 crashes, the card is the last one's\n"), "{text}");
+
+    fs::create_dir(directory.path().join("out")).unwrap();
+    fs::write(directory.path().join("out/later-card.txt"), "another").unwrap();
+    let refused = loader(&directory, &["save", "area", "out"]);
+    assert!(!refused.success);
+    assert!(refused.stderr.contains("the dump is safe in out/dump.elf"), "{}", refused.stderr);
+    assert_eq!(trailer(&path), later);
+
+    let outcome = loader(&directory, &["save", "area", "other"]);
+    assert!(outcome.stdout.contains("the crash card alone: other/later-card.txt"));
+    assert_eq!(fs::read(directory.path().join("other/later-card.txt")).unwrap(), card);
+    assert_eq!(trailer(&path).state, State::Empty);
 }

@@ -35,6 +35,8 @@ const COMPLETE_JSON: &str = r#"{
   "sequence": 3,
   "core_size": 3149824,
   "card_size": 0,
+  "later_cards": 0,
+  "written": null,
   "card": null,
   "card_error": null,
   "dump": {

@@ -41,6 +41,8 @@ pub struct Disk {
     pub image: PathBuf,
     /// QEMU's options for it, such as `cache=unsafe`.
     pub options: &'static str,
+    /// A file that says which requests fail (docs/devel/testing/blkdebug.rst in QEMU 9.0).
+    pub faults: Option<PathBuf>,
 }
 
 /// What machine to start.
@@ -189,7 +191,12 @@ impl Machine<'_> {
             command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
         }
         for (index, disk) in self.disks.iter().enumerate() {
-            let image = option_value(&disk.image);
+            let image = match &disk.faults {
+                Some(faults) => {
+                    format!("blkdebug:{}:{}", option_value(faults), option_value(&disk.image))
+                }
+                None => option_value(&disk.image),
+            };
             command
                 .arg("-drive")
                 .arg(format!("if=none,id=disk{index},format=raw,file={image},{}", disk.options))
@@ -366,5 +373,5 @@ pub fn sparse_image(path: &Path, size: u64) -> Result<Disk> {
     if size == 0 {
         bail!("a disk of no size");
     }
-    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES })
+    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES, faults: None })
 }
