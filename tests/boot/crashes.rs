@@ -201,7 +201,6 @@ impl Death {
             Some(kernel) => scenario.kernel = kernel.to_owned(),
             None => {
                 scenario.modules.push(module::build(bench, &scenario, &directory)?);
-                scenario.before += SAY_SYMBOLS;
             }
         }
         // Before the boot: fetching it may bring a newer kernel too.
@@ -216,17 +215,9 @@ impl Death {
         std::fs::remove_file(&disk.image)?;
 
         let log = peers::kernel_log(&bench.fixtures, &dump, &vmlinux)?;
-        let mut card = Card::read(&crashed.payload_lines())?;
+        let card = Card::read(&crashed.payload_lines())?;
         let said = analyzer()?.run(&["bt"], &dump, None)?;
         let backtrace = trace::of_analyzer(&without_callers_from_lr(&said))?;
-        // Debian's arm64 kernel 6.1 has no CONFIG_KALLSYMS_ALL: the payload does not find the list of
-        // modules in it, and places in modules are shown as addresses.
-        if (bench.target.arch.as_str(), scenario.kernel.as_str()) == ("aarch64", "6_1") {
-            let symbols = symbols_said(&log)?;
-            for frame in card.first.iter_mut().chain(&mut card.last) {
-                name_by(&symbols, frame);
-            }
-        }
         Ok(Witnesses { log, card, backtrace, vmlinux })
     }
 }
@@ -391,29 +382,4 @@ fn without_callers_from_lr(said: &str) -> String {
         !dropped
     });
     kept.flat_map(|line| [line, "\n"]).collect()
-}
-
-/// Says the addresses of the module's functions.
-const SAY_SYMBOLS: &str = "grep '\\[crash\\]' /proc/kallsyms | while read -r address kind name module\n\
-                           do say \"symbol $address $name\"; done";
-
-/// What [`SAY_SYMBOLS`] said.
-fn symbols_said(log: &str) -> Result<BTreeMap<u64, String>> {
-    let said = log.lines().filter_map(|line| line.split_once("guest: symbol "));
-    let symbols = said.map(|(_, symbol)| {
-        let (address, name) = symbol.split_once(' ').context("no name")?;
-        Ok((u64::from_str_radix(address, 16)?, name.to_owned()))
-    });
-    // `$x` marks code, and lies where a function does.
-    symbols.filter(|it| !it.as_ref().is_ok_and(|(_, name)| name.starts_with('$'))).collect()
-}
-
-/// Gives a frame that is known by its address only the name of the module's function that it is in.
-fn name_by(symbols: &BTreeMap<u64, String>, frame: &mut Frame) {
-    let (None, Some(address)) = (frame.offset, frame.address) else { return };
-    if let Some((start, name)) = symbols.range(..=address).next_back() {
-        frame.function.clone_from(name);
-        frame.module = Some(module::NAME.to_owned());
-        frame.offset = Some(address - start);
-    }
 }

@@ -39,10 +39,12 @@ pub enum Member {
     OrcCount,
     RegistersRecord,
     RecordKind,
+    ModuleObject,
+    ObjectModule,
 }
 
 /// The names of them, in the same order.
-const MEMBERS: [Wanted; 21] = [
+const MEMBERS: [Wanted; 23] = [
     ("task_struct", "pid"),
     ("task_struct", "comm"),
     ("rq", "curr"),
@@ -64,6 +66,8 @@ const MEMBERS: [Wanted; 21] = [
     ("mod_arch_specific", "num_orcs"),
     ("pt_regs", "stackframe"),
     ("frame_record_meta", "type"),
+    ("module", "mkobj"),
+    ("module_kobject", "mod"),
 ];
 
 /// The symbols that are looked up.
@@ -119,7 +123,7 @@ impl Facts {
     ) -> Facts {
         let kallsyms = Kallsyms::find(memory, info);
         let mut found = kallsyms.map(|it| it.find_all(memory, &NAMES)).unwrap_or_default();
-        let hidden = match found {
+        let mut hidden = match found {
             // A table that has functions only, and among them the end of the code.
             [None, .., Some(text_end)] => Some(Hidden::find(memory, info, text_end)),
             _ => None,
@@ -144,10 +148,23 @@ impl Facts {
         let types = types.zip(types_end);
         let members = match types {
             Some(section) => {
-                let enough = |found: &_| is_enough(architecture, found);
+                let is_hidden = hidden.is_some();
+                let enough = |found: &_| is_enough(architecture, is_hidden, found);
                 btf::offsets(memory, section, &MEMBERS, &enough)
             }
             None => [None; MEMBERS.len()],
+        };
+        let member =
+            |member: Member| members.get(member as usize).copied().flatten().map(u64::from);
+        let link = member(Member::ModuleList);
+        let itself = member(Member::ModuleObject)
+            .zip(member(Member::ObjectModule))
+            .and_then(|(object, module)| object.checked_add(module));
+        let modules = match (&mut hidden, link, itself) {
+            (Some(hidden), Some(link), Some(itself)) if modules.is_none() => {
+                hidden.find_modules(memory, link, itself)
+            }
+            _ => modules,
         };
         let orc = match (architecture, ips.zip(ips_end), entries) {
             (Architecture::X86_64, Some(ips), Some(entries)) => {
@@ -196,8 +213,13 @@ impl Facts {
 }
 
 /// Whether all members are known that this kernel can have: on x86_64 those of modules' text as it is
-/// from 6.4 on, or as it was. An arm64 kernel may have all of the others and no kinds of records.
-fn is_enough(architecture: Architecture, found: &[Option<u32>; MEMBERS.len()]) -> bool {
+/// from 6.4 on, or as it was. An arm64 kernel may have all of the others and no kinds of records. Where a
+/// module points to itself matters only when the list of them has no symbol.
+fn is_enough(
+    architecture: Architecture,
+    is_hidden: bool,
+    found: &[Option<u32>; MEMBERS.len()],
+) -> bool {
     use Member::*;
     let has = |members: &[Member]| {
         members.iter().all(|&member| found.get(member as usize).is_some_and(Option::is_some))
@@ -210,7 +232,8 @@ fn is_enough(architecture: Architecture, found: &[Option<u32>; MEMBERS.len()]) -
     };
     let module =
         has(&[ModuleList, ModuleName, ModuleSymbols, SymbolTable, SymbolCount, SymbolNames]);
-    text && rest && module && has(&[TaskPid, TaskComm, QueueCurrent])
+    let hidden = !is_hidden || has(&[ModuleObject, ObjectModule]);
+    text && rest && module && hidden && has(&[TaskPid, TaskComm, QueueCurrent])
 }
 
 /// The kernel's mask covers all bits that are not translated (arch/arm64/include/asm/pointer_auth.h,

@@ -5,7 +5,9 @@
 //! each relative to its own place (struct kernel_symbol; kernel/module/internal.h, 6.1). It is found by
 //! the entry of `init_uts_ns`, whose address VMCOREINFO has. Types are known by their header. Per-CPU
 //! variables are among the types, by their place in `.data..percpu`; where that begins follows from one
-//! of them that is exported as well. The image's constants are read once for all of this.
+//! of them that is exported as well. The image's constants are read once for all of this. The list of
+//! modules is known by its first element: a module points to itself, and back to the list's head. Its head
+//! is in the image's data, which are read once for it.
 
 use crate::vmcoreinfo::Vmcoreinfo;
 
@@ -32,8 +34,13 @@ const TYPES: [u8; 8] = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
 /// A kernel's types take megabytes; what is smaller is chance.
 const LEAST_TYPES: u64 = 64 << 10;
 
-/// What is looked through: constants follow the code, and no kernel has more of them.
+/// What is looked through: constants and data follow the code, and no kernel has more of them.
 const MAX_CONSTANTS: u64 = 48 << 20;
+/// What is not known of the image lies so close to what is.
+const MARGIN: u64 = 1 << 20;
+/// Modules are not farther from the image than a branch reaches, through a table at most (module_alloc,
+/// arch/arm64/kernel/module.c, 6.1).
+const MODULES_REACH: u64 = 4 << 30;
 /// Bytes that are read at once.
 const BLOCK: usize = 2048;
 
@@ -46,26 +53,82 @@ pub struct Hidden {
     anchor: Option<u64>,
     /// Where `.data..percpu` begins, as a symbol table would have it, and how large it is.
     pub per_cpu: Option<(u64, u64)>,
+    /// The head of the list of modules.
+    modules: Option<u64>,
+    /// Where the image begins and ends, and where its code does.
+    image: (u64, u64),
+    text_end: u64,
 }
 
 impl Hidden {
+    fn new(info: &Vmcoreinfo, text_end: u64) -> Hidden {
+        let last = info.symbols().filter(|&it| it.wrapping_sub(text_end) < MAX_CONSTANTS).max();
+        let end = last.unwrap_or(text_end).saturating_add(MARGIN);
+        let image = (info.symbol("_stext").unwrap_or(text_end).saturating_sub(MARGIN), end);
+        Hidden { types: None, anchor: None, per_cpu: None, modules: None, image, text_end }
+    }
+
     /// Looks through what lies from `text_end` on.
     pub fn find(memory: &mut KernelMemory<'_>, info: &Vmcoreinfo, text_end: u64) -> Hidden {
-        let mut hidden = Hidden { types: None, anchor: None, per_cpu: None };
-        let last = info.symbols().filter(|&it| it.wrapping_sub(text_end) < MAX_CONSTANTS).max();
-        let end = last.unwrap_or(text_end).saturating_add(1 << 20);
-        memory.allow(2 * end.saturating_sub(text_end));
+        let mut hidden = Hidden::new(info, text_end);
         let known = info.symbol(ANCHOR);
-        let mut at = text_end & !(BLOCK as u64 - 1);
-        while at < end && (hidden.types.is_none() || hidden.anchor.is_none()) {
-            let mut block = [0; BLOCK];
-            if memory.read(at, &mut block).is_some() {
-                hidden.look_through(memory, at, &block, known);
+        let mut at = text_end;
+        while let Some((start, block)) = hidden.next_block(memory, &mut at) {
+            hidden.look_through(memory, start, &block, known);
+            if hidden.types.is_some() && hidden.anchor.is_some() {
+                break;
             }
-            at = at.saturating_add(BLOCK as u64);
         }
         hidden.per_cpu = hidden.find_per_cpu(memory);
         hidden
+    }
+
+    /// The block of the image's constants and data at or behind `at` that can be read, and where it
+    /// begins; `at` is behind it then.
+    fn next_block(
+        &self,
+        memory: &mut KernelMemory<'_>,
+        at: &mut u64,
+    ) -> Option<(u64, [u8; BLOCK])> {
+        while *at < self.image.1 {
+            let start = *at & !(BLOCK as u64 - 1);
+            *at = start.saturating_add(BLOCK as u64);
+            memory.allow(2 * BLOCK as u64);
+            let mut block = [0; BLOCK];
+            if memory.read(start, &mut block).is_some() {
+                return Some((start, block));
+            }
+        }
+        None
+    }
+
+    /// Looks for the list of modules (`modules`, kernel/module/main.c, 6.1). In a struct module, `list` is
+    /// where it is linked and `itself` where it points to itself (mkobj.mod).
+    pub fn find_modules(
+        &mut self,
+        memory: &mut KernelMemory<'_>,
+        list: u64,
+        itself: u64,
+    ) -> Option<u64> {
+        // Data follow the types, which are constants.
+        let mut at = self.types.map_or(self.text_end, |types| types.1);
+        while let Some((start, block)) = self.next_block(memory, &mut at) {
+            let (words, _) = block.as_chunks::<8>();
+            for (index, word) in (0u64..).zip(words) {
+                let (head, first) = (start + index * 8, u64::from_le_bytes(*word));
+                if self.may_be_module(first) && is_module_list(memory, head, first, list, itself) {
+                    self.modules = Some(head);
+                    return self.modules;
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a module may be at `at`: near the image, and not in it.
+    fn may_be_module(&self, at: u64) -> bool {
+        let (start, end) = self.image;
+        at.is_multiple_of(8) && !(start..end).contains(&at) && at.abs_diff(start) < MODULES_REACH
     }
 
     fn look_through(
@@ -104,6 +167,7 @@ impl Hidden {
         }
         for (slot, name) in found.iter_mut().zip(names) {
             *slot = match *name {
+                "modules" => self.modules,
                 "__start_BTF" => self.types.map(|types| types.0),
                 "__stop_BTF" => self.types.map(|types| types.1),
                 "__per_cpu_start" => self.per_cpu.map(|(start, _)| start),
@@ -150,6 +214,22 @@ impl Hidden {
         let (at, offset) = both?;
         Some((at.checked_sub(offset.into())?, size.into()))
     }
+}
+
+/// Whether `head` is the head of the list whose first node, at `first`, is a module's.
+fn is_module_list(
+    memory: &mut KernelMemory<'_>,
+    head: u64,
+    first: u64,
+    list: u64,
+    itself: u64,
+) -> bool {
+    let back = first.checked_add(8).and_then(|at| memory.u64(at));
+    let module = first.checked_sub(list).filter(|_| back == Some(head));
+    let Some((module, place)) = module.and_then(|at| Some((at, at.checked_add(itself)?))) else {
+        return false;
+    };
+    memory.u64(place) == Some(module)
 }
 
 /// The address that a word at `place` means, which is relative to that.

@@ -137,9 +137,57 @@ fn damaged_tables_end_the_search() {
 
 #[test]
 fn last_block_of_all_addresses_is_looked_through_to_its_end() {
-    let mut hidden = Hidden { types: None, anchor: None, per_cpu: None };
-    World::aarch64().memory(|memory, _| {
+    World::aarch64().memory(|memory, old| {
+        let mut hidden = Hidden::new(&old.vmcoreinfo, u64::MAX);
         hidden.look_through(memory, u64::MAX - (BLOCK as u64 - 1), &[0; BLOCK], None);
+        assert_eq!((hidden.types, hidden.anchor), (None, None));
+        // Nor is anything read behind the last address.
+        hidden.image.1 = u64::MAX;
+        assert_eq!(hidden.find_modules(memory, 8, 0x20), None);
     });
-    assert_eq!((hidden.types, hidden.anchor), (None, None));
+}
+
+/// Where the head of the list is, and a module near the image: it is linked at 8 and points to itself at
+/// 0x20.
+const HEAD: u64 = at::DATA + 0x800;
+const LINK: u64 = 8;
+const ITSELF: u64 = 0x20;
+
+fn with_module() -> World {
+    let mut world = world(&USUAL);
+    let node = BASE + at::MODULE + LINK;
+    world.put_u64(HEAD, node);
+    world.put_u64(HEAD + 8, node);
+    world.put_u64(at::MODULE + LINK, BASE + HEAD);
+    world.put_u64(at::MODULE + LINK + 8, BASE + HEAD);
+    world.put_u64(at::MODULE + ITSELF, BASE + at::MODULE);
+    world
+}
+
+fn module_list(world: &World) -> Option<u64> {
+    world.memory(|memory, old| {
+        let mut hidden = Hidden::find(memory, &old.vmcoreinfo, BASE + TEXT_END);
+        // The types are behind the data here.
+        hidden.types = None;
+        hidden.text_end = BASE + at::DATA;
+        hidden.image = (BASE, BASE + at::MODULE);
+        let found = hidden.find_modules(memory, LINK, ITSELF);
+        assert_eq!(hidden.find_all(memory, &["modules"]), [found]);
+        found.map(|at| at - BASE)
+    })
+}
+
+#[test]
+fn list_of_modules_is_found_by_a_module_that_points_to_itself() {
+    assert_eq!(module_list(&with_module()), Some(HEAD));
+    for (place, value) in [
+        (at::MODULE + ITSELF, BASE),
+        (at::MODULE + LINK + 8, BASE),
+        (HEAD, u64::MAX - 7),
+        (HEAD, 8),
+    ] {
+        let mut world = with_module();
+        world.put_u64(place, value);
+        assert_eq!(module_list(&world), None, "{place:#x}");
+    }
 }
