@@ -1,13 +1,13 @@
 //! When a target fails, the next one gets the dump; and what there is of it on the first one can be used.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use format::BLOCK;
 use format::area::{Reason, State, Trailer};
 use serde_json::json;
 use tests::core_file::CoreFile;
-use tests::crash::{Crashed, analyzer, bench, directory};
+use tests::crash::{Crashed, analyzer, bench, directory, receive_saved};
 use tests::stories;
 use tests::trace::{from_crash, of_analyzer};
 use xtask::dump::{DUMP, Workbench};
@@ -121,21 +121,11 @@ fn dump_goes_over_the_line_where_there_is_no_disk(arch: &'static str) -> Result<
     let crashed = Crashed::new(bench, &scenario, Vec::new(), &directory, |_| Ok(()))?;
     crashed.expect_payload_line("this target has no dump: no disk")?;
     ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
-    let dump = received(&directory)?;
+    let dump = directory.join("dump.elf");
+    receive_saved(&directory.join("serial.log"), &dump)?;
     let log = analyzer()?.run(&["log"], &dump, None)?;
     ensure!(log.contains("sysrq triggered crash"), "{log}");
     Ok(())
-}
-
-/// Decodes what came over the line.
-fn received(directory: &Path) -> Result<PathBuf> {
-    let dump = directory.join("dump.elf");
-    let mut receive = analyzer()?.command(&["receive"], &directory.join("serial.log"), None);
-    let output = receive.arg("-o").arg(&dump).output()?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(dump)
 }
 
 fn dump_that_runs_out_of_time_is_there_as_far_as_it_came(arch: &'static str) -> Result<()> {

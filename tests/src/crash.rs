@@ -52,6 +52,16 @@ pub fn analyzer() -> Result<&'static Analyzer> {
     once(&ANALYZER, || Analyzer::build(Profile::Dev))
 }
 
+/// `host-analyzer receive LINE -o DUMP` of a line that was saved.
+///
+/// # Errors
+/// When there is no whole dump in it; the message holds what it said.
+pub fn receive_saved(line: &Path, dump: &Path) -> Result<()> {
+    let output = analyzer()?.command(&["receive"], line, None).arg("-o").arg(dump).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// The value in `cell`, made by the first who asks; a failure is everybody's.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use cpio::newc;
 
 use crate::fixtures::{DebugInfo, Fixtures, Kernel, Unpacked};
-use crate::qemu::{Blob, Disk, Machine, Vm};
+use crate::qemu::{Blob, Disk, Machine, SecondLine, Vm};
 use crate::target::{Syscall, Target, Variant};
 
 /// How long a guest may take from power-on to the crash. Two to four seconds are usual, twenty with
@@ -56,6 +56,8 @@ pub struct Scenario {
     pub append: String,
     /// What lies in the guest's memory before its kernel starts.
     pub blobs: Vec<Blob>,
+    /// A line besides the console's; what comes over it gets into the file `second-line.log`.
+    pub second_line: Option<SecondLine>,
     /// Kernel modules that the guest loads beside its disks' drivers.
     pub modules: Vec<PathBuf>,
     /// Shell commands that the guest runs when the payload is loaded; `say` prints a line.
@@ -79,6 +81,7 @@ impl Scenario {
             kernel_options: String::new(),
             append: format!("console={},115200n8", target.qemu.console),
             blobs: Vec::new(),
+            second_line: None,
             modules: Vec::new(),
             before: String::new(),
             trigger: Trigger::Sysrq,
@@ -180,6 +183,7 @@ impl Guest<'_> {
             append: self.kernel_command_line(scenario),
             disks,
             blobs: scenario.blobs.clone(),
+            second_line: scenario.second_line.map(|line| (line, directory.join("second-line.log"))),
         };
         start(&machine)
     }

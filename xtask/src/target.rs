@@ -62,6 +62,9 @@ pub struct Variant {
     pub cpu: String,
     /// The device that a disk is: `virtio-blk-pci`, or `virtio-blk-device` for one behind virtio-mmio.
     pub disk: String,
+    /// `-device`, one each, before the disks.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// `-global`, one each.
     #[serde(default)]
     pub globals: Vec<String>,

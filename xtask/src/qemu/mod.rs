@@ -68,7 +68,13 @@ pub struct Machine<'a> {
     pub disks: Vec<Disk>,
     /// Files that lie in its memory from the start.
     pub blobs: Vec<Blob>,
+    /// A further line, and the file that gets what comes over it.
+    pub second_line: Option<(SecondLine, PathBuf)>,
 }
+
+/// The devices of a line besides the console's, `-device` for each; the one whose line it is has the
+/// character device `line`.
+pub type SecondLine = &'static [&'static str];
 
 /// Bytes at a fixed physical address, there before the kernel starts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -189,6 +195,14 @@ impl Machine<'_> {
             let file = option_value(file);
             command.arg("-device");
             command.arg(format!("loader,file={file},addr={address:#x},force-raw=on"));
+        }
+        if let Some((_, file)) = &self.second_line {
+            command.arg("-chardev").arg(format!("file,id=line,path={}", option_value(file)));
+        }
+        let devices = self.variant.devices.iter().map(String::as_str);
+        let line_devices = self.second_line.iter().flat_map(|(devices, _)| devices.iter().copied());
+        for device in devices.chain(line_devices) {
+            command.args(["-device", device]);
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let image = match &disk.faults {
