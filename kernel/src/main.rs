@@ -10,6 +10,7 @@ mod arch;
 mod boot;
 mod console;
 mod disk;
+mod disks;
 mod heap;
 mod image;
 mod memory;
@@ -38,6 +39,7 @@ use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
 use crate::console::{CardLines, ConsoleLine};
+use crate::disks::Dead;
 use crate::memory::PhysicalMemory;
 use crate::port::OwnLine;
 use crate::targets::Job;
@@ -175,7 +177,7 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
     let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
     let mut machine = ThisMachine { memory: &memory, until_us };
     // Nobody has told the devices: what they still write must not go into the dump.
-    targets::quiesce(firmware, &memory);
+    disks::quiesce(firmware, &memory);
     let payload = Payload { version: VERSION, memory_used };
     to_first_target(&mut machine, options, firmware, source, payload, buffers)?;
     if old.truncated { Err(Failure::Plain(Reason::TooManyRanges)) } else { Ok(()) }
@@ -191,7 +193,7 @@ fn to_first_target(
     buffers: &mut Buffers,
 ) -> Result<(), Failure> {
     let mut closest = Failure::Plain(Reason::Refused);
-    let mut dead = targets::Dead::default();
+    let mut dead = Dead::default();
     let mut told = |failure: Failure| {
         say!("this target has no dump: {failure}");
         if failure.rank() >= closest.rank() {
@@ -230,7 +232,7 @@ fn to_disk(
     machine: &mut ThisMachine<'_>,
     firmware: &Firmware,
     job: &mut Job<'_>,
-    dead: &mut targets::Dead,
+    dead: &mut Dead,
 ) -> Result<(), targets::Failure> {
     let complete = targets::dump_to_first(firmware, machine, job, dead)?;
     let bulk_us = complete.last_block_us - complete.first_block_us;
