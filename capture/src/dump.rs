@@ -64,6 +64,11 @@ impl Buffers {
         self.card.make(machine, source, &mut self.blocks.notes, out);
     }
 
+    /// Ends the crash card where making it failed.
+    pub fn abandon_card(&mut self) {
+        self.card.abandon();
+    }
+
     /// The crash card, if it was made.
     #[must_use]
     pub fn card_text(&self) -> &str {
@@ -270,6 +275,21 @@ pub fn leave_card(
     let later_cards = before.later_cards.saturating_add(1);
     let trailer = Trailer { later_cards, ..before };
     write_card_alone(disk, area, trailer, card, &mut buffers.blocks.page)
+}
+
+/// Says in the trailer of a dump that was being written that the payload failed meanwhile. What the trailer
+/// says of how much is there stays.
+///
+/// # Errors
+/// [`DiskError`]
+pub fn mark_failed(disk: &mut dyn Disk, area: &Area) -> Result<(), DiskError> {
+    if area.trailer.state != State::Writing {
+        return Ok(());
+    }
+    let (state, reason) = (State::Incomplete, Reason::PayloadFailed);
+    let trailer = Trailer { state, reason, ..area.trailer };
+    disk.write(area.start + area.layout.trailer, &trailer.to_block())?;
+    disk.flush()
 }
 
 /// When the kernel crashed, in seconds since 1970 by its own clock (crash_save_vmcoreinfo,

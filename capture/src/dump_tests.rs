@@ -351,3 +351,26 @@ fn unsaved_dump_stays_as_it_is_when_a_card_is_left_there() {
     leave_card(&mut disk, &Area { trailer, ..area }, &mut buffers).unwrap();
     assert_eq!(disk.log.len(), writes);
 }
+
+#[test]
+fn dump_during_which_the_payload_failed_says_so_and_keeps_what_is_known() {
+    let dumped = dump(AREA, |_, _| {});
+    let (state, written) = (State::Writing, 1 << 20);
+    let complete = dumped.trailer().unwrap();
+    let before = Trailer { state, written, core_size: 0, crc_count: 0, ..complete };
+    let old = machine();
+    let mut disk = FakeDisk::new(AREA, &old);
+    disk.bytes = dumped.bytes;
+    let at = AREA as usize - PAGE;
+    disk.bytes[at..].copy_from_slice(&before.to_block());
+    let area = find(&mut disk, &Wanted::default(), &mut [0; 8192], &mut |_, _| {}).area.unwrap();
+    mark_failed(&mut disk, &area).unwrap();
+    let after = Trailer::parse(&disk.bytes[area.layout.trailer as usize..]).unwrap();
+    let (state, reason) = (State::Incomplete, Reason::PayloadFailed);
+    assert_eq!(after, Trailer { state, reason, ..before });
+    // A dump that is complete is left alone.
+    let complete = Area { trailer: complete, ..area };
+    let writes = disk.log.len();
+    mark_failed(&mut disk, &complete).unwrap();
+    assert_eq!(disk.log.len(), writes);
+}

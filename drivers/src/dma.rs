@@ -53,6 +53,8 @@ impl<const SIZE: usize> DmaMemory<SIZE> {
 /// The pool that DMA buffers come from.
 pub struct DmaPool {
     heap: Mutex<Heap>,
+    base: NonNull<u8>,
+    size: usize,
     /// Physical address of a byte minus its virtual address.
     offset: u64,
     barrier: fn(),
@@ -72,7 +74,23 @@ impl DmaPool {
         let mut heap = Heap::empty();
         // SAFETY: the caller hands the memory over to this pool.
         unsafe { heap.init(base.as_ptr(), size) };
-        DmaPool { heap: Mutex::new(heap), offset, barrier }
+        DmaPool { heap: Mutex::new(heap), base, size, offset, barrier }
+    }
+
+    /// Takes all memory back from whoever has it.
+    ///
+    /// # Safety
+    /// No device may use it any more, and no buffer be used or dropped.
+    pub unsafe fn reclaim(&self) {
+        if self.heap.is_locked() {
+            // SAFETY: whoever holds it does not run any more, by the caller's promise, and what it left
+            // is replaced below.
+            unsafe { self.heap.force_unlock() };
+        }
+        let mut heap = Heap::empty();
+        // SAFETY: the memory is the pool's, and nobody else has it now.
+        unsafe { heap.init(self.base.as_ptr(), self.size) };
+        *self.heap.lock() = heap;
     }
 
     /// A zeroed buffer of at least `size` bytes, in whole pages. `None` when the pool is used up.
@@ -91,6 +109,11 @@ impl DmaPool {
         self.heap.lock().used()
     }
 }
+
+// SAFETY: the pointer is only handed to the heap, which is behind a lock.
+unsafe impl Send for DmaPool {}
+// SAFETY: likewise.
+unsafe impl Sync for DmaPool {}
 
 /// A buffer that a device may read and write at any time. So the payload never holds a reference
 /// into it: every access copies. Accesses outside of it read zeros and write nothing, which only
@@ -221,5 +244,16 @@ pub(crate) mod tests {
         assert_eq!(pool.used(), 0);
         assert_eq!(pool.allocate(4096).unwrap().read::<u64>(8), 0);
         assert!(pool.allocate(1 << 20).is_none());
+    }
+
+    #[test]
+    fn abandoned_memory_can_be_taken_back() {
+        let (pool, _) = host_pool(64 << 10);
+        core::mem::forget(pool.allocate(60 << 10).unwrap());
+        assert!(pool.allocate(60 << 10).is_none());
+        // SAFETY: there is no device, and the buffer is forgotten.
+        unsafe { pool.reclaim() };
+        assert_eq!(pool.used(), 0);
+        assert!(pool.allocate(60 << 10).is_some());
     }
 }

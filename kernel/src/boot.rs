@@ -34,6 +34,11 @@ impl BootInfo {
     pub fn keep(told: impl FnOnce() -> BootInfo) -> &'static BootInfo {
         BOOT.call_once(told)
     }
+
+    /// What was kept.
+    pub fn kept() -> Option<&'static BootInfo> {
+        BOOT.get()
+    }
 }
 
 /// The command line; a byte that is not ASCII stands as `?`, so that the word which it spoils is

@@ -15,6 +15,7 @@ mod heap;
 mod image;
 mod memory;
 mod port;
+mod rescue;
 mod stack;
 mod targets;
 mod time;
@@ -65,6 +66,9 @@ static WORKSPACE: Mutex<Workspace> =
 /// What firmware told, for the way out.
 static FIRMWARE: Once<Firmware> = Once::new();
 
+/// The dead kernel's headers.
+static HEADERS: Once<Elfcorehdr> = Once::new();
+
 /// Called by the architecture's entry code, on a stack of our own, with all exceptions caught.
 fn main(boot: &'static BootInfo) -> ! {
     let options = Options::parse(&boot.command_line.0);
@@ -87,7 +91,52 @@ fn main(boot: &'static BootInfo) -> ! {
         None => say!("no way to measure the clock: all times are rough"),
     }
 
-    let outcome = dump(&options, boot, firmware);
+    if let Err(failure) = survey(&options, boot) {
+        end(&options, Err(failure))
+    }
+    // Why it died, before anything that could fail; and should the payload fail there, without.
+    rescue::leads_to(Some(dump_without_card));
+    say!("{CARD_BEGINS}");
+    make_card(&options, boot);
+    say!("{CARD_ENDS}");
+    dump_and_finish()
+}
+
+/// Goes on where making the card failed.
+extern "C" fn dump_without_card() -> ! {
+    WORKSPACE.lock().buffers.abandon_card();
+    say!("{CARD_ENDS}");
+    dump_and_finish()
+}
+
+/// Writes the dump of the memory that was surveyed.
+fn dump_and_finish() -> ! {
+    rescue::leads_to(Some(give_dump_up));
+    let Some((boot, firmware, headers)) = surveyed() else { finish_after_failure() };
+    let options = Options::parse(&boot.command_line.0);
+    let outcome = dump(&options, boot, firmware, headers);
+    rescue::leads_to(None);
+    end(&options, outcome)
+}
+
+/// Goes on where writing the dump failed: says so in its area.
+extern "C" fn give_dump_up() -> ! {
+    let Some((boot, firmware, _)) = surveyed() else { finish_after_failure() };
+    let options = Options::parse(&boot.command_line.0);
+    let mut workspace = WORKSPACE.lock();
+    let Workspace { old, buffers } = &mut *workspace;
+    let memory = boot.memory.with_devices(old);
+    targets::mark_failed(firmware, &memory, buffers);
+    end(&options, Err(Failure::Plain(Reason::PayloadFailed)))
+}
+
+/// What is known of the machine once its memory was surveyed.
+fn surveyed() -> Option<(&'static BootInfo, &'static Firmware, &'static Elfcorehdr)> {
+    Some((BootInfo::kept()?, FIRMWARE.get()?, HEADERS.get()?))
+}
+
+/// Says what came of it, and leaves.
+fn end(options: &Options<'_>, outcome: Result<(), Failure>) -> ! {
     match &outcome {
         Ok(()) => say!("complete"),
         Err(failure) => say!("NO COMPLETE DUMP: {failure}"),
@@ -147,17 +196,14 @@ impl fmt::Display for Failure {
     }
 }
 
-fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(), Failure> {
-    let memory = &boot.memory;
+/// Finds out what memory there is, by the dead kernel's word. The command line's has the last one.
+fn survey(options: &Options<'_>, boot: &BootInfo) -> Result<(), Failure> {
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
-    let until_us = options.timeout_s.map_or(u64::MAX, |seconds| seconds.saturating_mul(1_000_000));
-    let mut machine = ThisMachine { memory, until_us };
-
-    // What memory there is, by the dead kernel's word. The command line's has the last one.
+    let mut machine = ThisMachine::new(&boot.memory, options);
     let at = options.elfcorehdr.or(boot.elfcorehdr);
     let at = at.ok_or(Failure::Elfcorehdr(elfcorehdr::Error::Missing))?;
-    let headers = Elfcorehdr::open(&mut machine, arch::KERNEL, at, memory.limit)
+    let headers = Elfcorehdr::open(&mut machine, arch::KERNEL, at, boot.memory.limit)
         .map_err(Failure::Elfcorehdr)?;
     headers.collect(&mut machine, buffers.notes(), old).map_err(Failure::Elfcorehdr)?;
     say!(
@@ -165,20 +211,44 @@ fn dump(options: &Options<'_>, boot: &BootInfo, firmware: &Firmware) -> Result<(
         old.vmcoreinfo.get("OSRELEASE").unwrap_or("of unknown release"),
         old.size() >> 20
     );
+    HEADERS.call_once(|| headers);
+    Ok(())
+}
 
-    // Why it died, before anything that could fail.
-    let source = Source { headers: &headers, old };
-    say!("{CARD_BEGINS}");
-    buffers.make_card(&mut machine, source, &mut CardLines);
-    say!("{CARD_ENDS}");
+fn make_card(options: &Options<'_>, boot: &BootInfo) {
+    let Some(headers) = HEADERS.get() else { return };
+    let mut workspace = WORKSPACE.lock();
+    let Workspace { old, buffers } = &mut *workspace;
+    let mut machine = ThisMachine::new(&boot.memory, options);
+    buffers.make_card(&mut machine, Source { headers, old }, &mut CardLines);
+}
 
-    // Where it may be written, and then the dump itself.
-    let memory_used = boot.image_size;
-    let memory = PhysicalMemory { old: Some(old), own: memory.own.clone(), ..*memory };
-    let mut machine = ThisMachine { memory: &memory, until_us };
+/// Takes the workspace from whoever holds it.
+///
+/// # Safety
+/// Whoever holds it must never run again.
+unsafe fn take_workspace_from_abandoned() {
+    if WORKSPACE.is_locked() {
+        // SAFETY: the caller's promise. All of it is plain numbers and arrays, of any value.
+        unsafe { WORKSPACE.force_unlock() };
+    }
+}
+
+/// Writes the dump to where it may be written.
+fn dump(
+    options: &Options<'_>,
+    boot: &BootInfo,
+    firmware: &Firmware,
+    headers: &Elfcorehdr,
+) -> Result<(), Failure> {
+    let mut workspace = WORKSPACE.lock();
+    let Workspace { old, buffers } = &mut *workspace;
+    let source = Source { headers, old };
+    let payload = Payload { version: VERSION, memory_used: boot.image_size };
+    let memory = boot.memory.with_devices(old);
+    let mut machine = ThisMachine::new(&memory, options);
     // Nobody has told the devices: what they still write must not go into the dump.
     disks::quiesce(firmware, &memory);
-    let payload = Payload { version: VERSION, memory_used };
     to_first_target(&mut machine, options, firmware, source, payload, buffers)?;
     if old.truncated { Err(Failure::Plain(Reason::TooManyRanges)) } else { Ok(()) }
 }
@@ -298,6 +368,13 @@ pub struct ThisMachine<'a> {
     pub until_us: u64,
 }
 
+impl<'a> ThisMachine<'a> {
+    fn new(memory: &'a PhysicalMemory<'a>, options: &Options<'_>) -> ThisMachine<'a> {
+        let us = |seconds: u64| seconds.saturating_mul(1_000_000);
+        ThisMachine { memory, until_us: options.timeout_s.map_or(u64::MAX, us) }
+    }
+}
+
 impl Machine for ThisMachine<'_> {
     fn read_old(&mut self, at: OldPhys, into: &mut [u8]) -> Result<(), Unreadable> {
         if self.memory.read(PhysAddr(at.0), into) { Ok(()) } else { Err(Unreadable) }
@@ -342,6 +419,8 @@ fn finish_after_failure() -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    // SAFETY: what panicked does not go on.
+    unsafe { console::take_from_abandoned() };
     say!("the payload has failed: {info}");
-    finish_after_failure()
+    rescue::after_failure()
 }

@@ -27,6 +27,11 @@ impl PhysicalMemory<'_> {
         PhysicalMemory { limit, own, old: None }
     }
 
+    /// The same, now that the dead kernel's part of it is known.
+    pub fn with_devices<'a>(&self, old: &'a OldMemory) -> PhysicalMemory<'a> {
+        PhysicalMemory { limit: self.limit, own: self.own.clone(), old: Some(old) }
+    }
+
     /// Reads the bytes at `at`, if they can be read.
     pub fn read_bytes<const N: usize>(&self, at: PhysAddr) -> Option<[u8; N]> {
         let mut bytes = [0; N];

@@ -22,6 +22,11 @@ impl<const SIZE: usize> Stack<SIZE> {
         Stack { guard: UnsafeCell::new([0; GUARD_SIZE]), bytes: UnsafeCell::new([0; SIZE]) }
     }
 
+    /// The address at which an empty stack's pointer stands.
+    pub fn top(&self) -> u64 {
+        self.bytes.get() as u64 + SIZE as u64
+    }
+
     /// Address of the guard page.
     pub fn guard(&self) -> u64 {
         self.guard.get() as u64

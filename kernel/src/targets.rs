@@ -7,9 +7,11 @@ use capture::dump::{self, Buffers, Complete, Payload, Source};
 use capture::{Disk, DiskError, Machine};
 use drivers::firmware::Firmware;
 use format::area::Reason;
+use spin::Mutex;
 
 use crate::disks::{self, Dead, Visitor};
-use crate::{ThisMachine, say};
+use crate::memory::PhysicalMemory;
+use crate::{ThisMachine, arch, say};
 
 /// Why no disk holds the dump.
 pub enum Failure {
@@ -79,6 +81,50 @@ pub fn dump_to_first(
     search.result
 }
 
+/// The area that a dump is being written to.
+static WRITING: Mutex<Option<[u8; 16]>> = Mutex::new(None);
+
+/// Says in the area to which a dump was being written that the payload failed. Whatever wrote there is
+/// never to run again.
+pub fn mark_failed(firmware: &Firmware, memory: &PhysicalMemory<'_>, buffers: &mut Buffers) {
+    let Some(uuid) = WRITING.try_lock().and_then(|writing| *writing) else { return };
+    disks::quiesce(firmware, memory);
+    // SAFETY: no device is bus master any more, and whoever had buffers never runs again.
+    unsafe { arch::dma_pool().reclaim() };
+    let wanted = Wanted { uuid: Some(uuid), ..Wanted::default() };
+    let mut mark = Mark { wanted, scratch: buffers.notes(), done: false };
+    disks::each(firmware, memory, &mut Dead::default(), &mut mark);
+}
+
+/// The search for the area in which to say that the payload failed.
+struct Mark<'a> {
+    wanted: Wanted,
+    scratch: &'a mut [u8],
+    done: bool,
+}
+
+impl Visitor for Mark<'_> {
+    fn is_over(&self) -> bool {
+        self.done
+    }
+
+    fn visit(&mut self, name: &dyn fmt::Display, _: &str, disk: &mut dyn Disk) -> bool {
+        let found = area::find(disk, &self.wanted, self.scratch, &mut |_, _| {});
+        if let Some(area) = found.area {
+            self.done = true;
+            match dump::mark_failed(disk, &area) {
+                Ok(()) => say!("disk {name}: the dump there is marked incomplete"),
+                Err(why) => {
+                    say!("disk {name}: the dump there stays marked as being written: {why}")
+                }
+            }
+        }
+        true
+    }
+
+    fn refuse(&mut self, _: &dyn fmt::Display, _: &dyn fmt::Display) {}
+}
+
 /// The search for a disk that takes the dump.
 struct Search<'a, 'm, 'j> {
     machine: &'a mut ThisMachine<'m>,
@@ -114,7 +160,10 @@ impl Visitor for Search<'_, '_, '_> {
             Some(area) => {
                 let Job { source, payload, .. } = *self.job;
                 let buffers = &mut *self.job.buffers;
-                match dump::write(self.machine, disk, &area, source, payload, buffers) {
+                *WRITING.lock() = Some(area.trailer.uuid);
+                let written = dump::write(self.machine, disk, &area, source, payload, buffers);
+                *WRITING.lock() = None;
+                match written {
                     Ok(complete) => self.result = Ok(complete),
                     Err(error) => {
                         is_dead |= error == dump::Error::Disk(DiskError::Timeout);

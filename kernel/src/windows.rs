@@ -37,6 +37,11 @@ fn windows() -> Option<MutexGuard<'static, Windows>> {
     WINDOWS.get()?.try_lock()
 }
 
+/// Whether somebody holds the windows.
+pub fn are_in_use() -> bool {
+    WINDOWS.get().is_some_and(Mutex::is_locked)
+}
+
 /// A pointer to the old memory at `at`, and how many bytes from there on it is good for. Only until
 /// the next call: the slot may be given to other memory then.
 ///

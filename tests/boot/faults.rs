@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::core_file::{CoreFile, part};
-use tests::crash::{Crashed, bench, directory};
+use tests::crash::{Crashed, analyzer, bench, directory};
+use tests::trace::{from_crash, of_analyzer};
+use tests::wire::{Settings, Wire};
 use xtask::dump::DUMP;
 use xtask::guest::Scenario;
-use xtask::qemu::Blob;
+use xtask::qemu::{Blob, Vm};
 
 /// QEMU's monitor command for a machine check on CPU 0, bank 1: uncorrected, with an address; the
 /// interrupted code can go on (MCi_STATUS, MCG_STATUS, MCi_ADDR, MCi_MISC; Intel SDM 3B, 16.3).
@@ -53,6 +55,82 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
     std::fs::remove_file(&dump)?;
     std::fs::remove_file(&disk.image)?;
+    Ok(())
+}
+
+/// The same, but the interrupted code cannot go on: the payload has failed.
+const FATAL_MACHINE_CHECK: &str = "mce 0 1 0xbe00000000000000 0x4 0x1234000 0x8c";
+
+/// What the payload says first when it has failed by that.
+const FAILED: &str = "exception 18 in the payload";
+
+/// Checks the machine every `interval` until the payload has failed: a check that hits while old memory
+/// is read costs no more than a page. One that hits on the way out ends the machine at once.
+fn fail_payload(vm: &mut Vm, interval: Duration) -> Result<()> {
+    let give_up = Instant::now() + DUMP;
+    while !vm.console.text().contains(FAILED) {
+        ensure!(Instant::now() < give_up, "it does not fail:\n{}", vm.console.text());
+        vm.monitor(FATAL_MACHINE_CHECK)?;
+        let seen = Instant::now() + interval;
+        while !vm.console.text().contains(FAILED) && Instant::now() < seen {
+            sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn payload_that_fails_during_the_dump_says_so_in_the_area_and_reboots() -> Result<()> {
+    let bench = bench("x86_64")?;
+    let scenario = Scenario { cpus: 1, memory_mib: 2048, ..bench.scenario() };
+    let directory = directory("faults/payload")?;
+    let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
+    let mut vm = bench.guest().boot(&scenario, vec![disk.clone()], &directory)?;
+    // A second later there is something to tell of.
+    vm.expect(&["tinykdump:  ", "tinykdump: complete"], DUMP)?;
+    fail_payload(&mut vm, Duration::from_millis(500))?;
+    let end = vm.wait_for_end(DUMP)?;
+    let crashed = Crashed { console: vm.quit()?, end };
+    crashed.expect_payload_line(FAILED)?;
+    crashed.expect_payload_line("the dump there is marked incomplete")?;
+    crashed.expect_payload_line("rebooting after reason 6: ")?;
+    ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
+
+    let shown = bench.loader.show(&disk.image)?;
+    ensure!(shown.contains("state         incomplete"), "{shown}");
+    ensure!(shown.contains("ended early   the payload itself failed"), "{shown}");
+    ensure!(shown.contains("sysrq triggered crash"), "{shown}");
+    let dump = bench.loader.save_incomplete(&disk.image, &directory)?;
+    analyzer()?.run(&["sys"], &dump, None)?;
+    std::fs::remove_file(&dump)?;
+    std::fs::remove_file(&disk.image)?;
+    Ok(())
+}
+
+#[test]
+fn payload_that_fails_at_the_card_writes_the_dump_without() -> Result<()> {
+    let bench = bench("x86_64")?;
+    let scenario = Scenario { cpus: 1, memory_mib: 256, ..bench.scenario() };
+    let directory = directory("faults/card")?;
+    let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
+    // So slow that the card is not yet done when its first lines are seen.
+    let settings = Settings { baud: Some(115_200), paced_bytes: 40_000, one_in: 0 };
+    let wire = Wire::new(&directory, settings);
+    let guest = bench.guest();
+    let mut vm = guest.with_machine(&scenario, vec![disk.clone()], &directory, |machine| {
+        machine.start_over(&directory, |input, output| wire.lay(input, output))
+    })?;
+    guest.wait_for_crash(&mut vm)?;
+    vm.expect(&["tinykdump: crash card:"], DUMP)?;
+    fail_payload(&mut vm, Duration::from_secs(3))?;
+    let end = vm.wait_for_end(DUMP)?;
+    let text: String = vm.quit()?.into_iter().map(|line| line.text + "\n").collect();
+    ensure!(text.contains("tinykdump: complete\n") && end == "guest-reset", "{end}:\n{text}");
+    let dump = bench.loader.save(&disk.image, &directory)?;
+    let card = analyzer()?.run(&["card"], &dump, None)?;
+    ensure!(card.contains("the rest is missing: the payload failed"), "{card}");
+    let frames = of_analyzer(&analyzer()?.run(&["bt"], &dump, None)?)?;
+    ensure!(!from_crash(&frames)?.is_empty(), "{frames:#?}");
     Ok(())
 }
 

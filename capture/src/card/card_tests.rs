@@ -2,13 +2,15 @@
 
 use std::boxed::Box;
 use std::format;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::string::String;
 use std::vec::Vec;
 
 use super::memory::BUDGET;
 use super::report::LOG_COST;
 use super::testing::{BASE, HEADERS, World, at};
-use super::{CARD_BLOCK, Card};
+use super::{CARD_BLOCK, Card, Sink};
+use crate::Machine;
 
 const CALL: u16 = 0x005;
 
@@ -406,4 +408,39 @@ fn cpu_whose_registers_cannot_be_read_keeps_its_number() {
         assert!(card.text().contains("\ncall trace of CPU 1\n"), "{}", card.text());
         assert!(!card.text().contains("CPU 0"), "{}", card.text());
     });
+}
+
+/// Fails at its third line.
+struct Broken(u32);
+
+impl Sink for Broken {
+    fn line(&mut self, _: &mut dyn Machine, _: &str) {
+        self.0 += 1;
+        assert!(self.0 < 3);
+    }
+}
+
+#[test]
+fn card_whose_making_failed_is_what_there_is_of_it_and_says_so() {
+    panicked().crash(|machine, source| {
+        let mut card = Box::new(Card::new());
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            card.make(machine, source, &mut [0; 8192], &mut Broken(0));
+        }));
+        assert!(made.is_err());
+        card.abandon();
+        let (made, remark) = card.text().split_at(CARD.match_indices('\n').nth(2).unwrap().0 + 1);
+        assert!(CARD.starts_with(made), "{made}");
+        assert!(remark.starts_with("(the rest is missing") && remark.ends_with(")\n"), "{remark}");
+    });
+}
+
+#[test]
+fn remark_that_has_no_room_any_more_is_left_out_whole() {
+    let mut card = Box::new(Card::new());
+    for _ in 0..CARD_BLOCK {
+        card.abandon();
+    }
+    let line = card.text().lines().next().unwrap().len() + 1;
+    assert_eq!(card.text().len(), CARD_BLOCK as usize / line * line);
 }

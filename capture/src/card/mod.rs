@@ -65,7 +65,11 @@ struct Text {
 }
 
 impl Text {
+    /// Adds a line, if all of it fits.
     fn add(&mut self, line: &str) {
+        if self.bytes.len() - self.size <= line.len() {
+            return;
+        }
         for &byte in line.as_bytes().iter().chain(b"\n") {
             if let Some(slot) = self.bytes.get_mut(self.size) {
                 *slot = byte;
@@ -141,6 +145,11 @@ impl Card {
         let out = &mut Both { text, shown: out };
         let room = CARD_BLOCK as usize;
         Report { kernel: &mut kernel, source, scratch, out, room, is_told: false }.write();
+    }
+
+    /// Says on the card that no more of it comes, because making it failed.
+    pub fn abandon(&mut self) {
+        self.text.add("(the rest is missing: the payload failed while it made this card)");
     }
 
     /// The card that was made: lines, an end of line of one byte after each, at most [`CARD_BLOCK`]

@@ -2,7 +2,7 @@
 //!
 //! | file | gives |
 //! |---|---|
-//! | `entry.rs`, `entry.s` | the first instructions, up to the call of [`crate::main`] with a [`crate::boot::BootInfo`] |
+//! | `entry.rs`, `entry.s` | the first instructions, up to the call of [`crate::main`] with a [`crate::boot::BootInfo`]; [`entry::start_over`]: on with another function, on an empty stack |
 //! | `paging.rs` | [`paging::init`]: own page tables as [`paging::Tables`], which fill the windows at [`paging::OLD_WINDOW`] and [`paging::DEVICE_WINDOW`] |
 //! | `trap.rs`, `trap.s` | [`trap::init`]: every exception is caught; [`trap::copy_old`]: reads that may fail; [`trap::DEVICE_ACCESS`]: the way to device registers |
 //! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |

@@ -1,6 +1,6 @@
 //! From the first instruction to [`crate::main`].
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 
 use capture::OldPhys;
 use drivers::PhysAddr;
@@ -45,6 +45,31 @@ extern "C" fn entry(device_tree: u64, start: u64, exception_level: u64) -> ! {
         time::set_rate(rate);
     }
     crate::main(boot)
+}
+
+/// Leaves everything that runs, an exception too, and calls `next` on the stack that ends at `stack`.
+///
+/// # Safety
+/// Nothing that is on this stack may be needed any more.
+pub unsafe fn start_over(stack: u64, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: the caller's promise. Of an exception remain its stack, which the next one takes from its
+    // end again only if this one's pointer is put back there, and the masked SErrors.
+    unsafe {
+        asm!(
+            "msr spsel, #1",
+            "mov sp, {exceptions}",
+            "msr spsel, #0",
+            "mov sp, {stack}",
+            "mov x29, xzr",
+            "mov x30, xzr",
+            "msr daifclr, #4",
+            "br {next}",
+            exceptions = in(reg) trap::STACK.top(),
+            stack = in(reg) stack,
+            next = in(reg) next,
+            options(noreturn)
+        )
+    }
 }
 
 fn boot_info(device_tree: PhysAddr) -> BootInfo {

@@ -1,4 +1,4 @@
-//! Exceptions: those at reads of old memory become "unreadable", all others end in the reboot path.
+//! Exceptions: those at reads of old memory become "unreadable", all others lead to [`crate::rescue`].
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -159,6 +159,8 @@ fn give_up(frame: &Frame) -> ! {
         reset::at_once();
     }
     GIVING_UP.store(true, Ordering::Relaxed);
+    // SAFETY: what was interrupted does not go on.
+    unsafe { crate::console::take_from_abandoned() };
     let Frame { x, sp, elr, spsr, esr, far, entry } = *frame;
     let base = crate::image::range().start;
     crate::say!("exception {entry} in the payload, ESR {esr:#x}");
@@ -174,5 +176,8 @@ fn give_up(frame: &Frame) -> ! {
             value(3)
         );
     }
-    crate::finish_after_failure()
+    if crate::rescue::leads_on() {
+        GIVING_UP.store(false, Ordering::Relaxed);
+    }
+    crate::rescue::after_failure()
 }

@@ -1,7 +1,7 @@
 //! From the first instruction to [`crate::main`].
 
-use core::arch::global_asm;
 use core::arch::x86_64::__cpuid;
+use core::arch::{asm, global_asm};
 
 use capture::options::MAX_COMMAND_LINE;
 use drivers::PhysAddr;
@@ -40,6 +40,27 @@ extern "C" fn entry(boot_params: u64, start: u64) -> ! {
     trap::init();
     windows::open(paging::init());
     crate::main(BootInfo::keep(|| boot_info(boot_params)))
+}
+
+/// Leaves everything that runs, an exception too, and calls `next` on the stack that ends at `stack`.
+///
+/// # Safety
+/// Nothing that is on this stack may be needed any more.
+pub unsafe fn start_over(stack: u64, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: the caller's promise. The processor keeps no account of exceptions that do not return
+    // but for NMIs, and from these nothing comes here.
+    unsafe {
+        asm!(
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "cld",
+            "call {next}",
+            "ud2",
+            stack = in(reg) stack,
+            next = in(reg) next,
+            options(noreturn)
+        )
+    }
 }
 
 fn boot_info(boot_params: u64) -> BootInfo {

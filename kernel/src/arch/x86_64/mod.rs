@@ -2,7 +2,7 @@
 
 pub mod clock;
 pub mod console;
-mod entry;
+pub mod entry;
 pub mod paging;
 pub mod pci;
 pub mod reset;

@@ -1,4 +1,4 @@
-//! Exceptions: those at reads of old memory become "unreadable", all others end in the reboot path.
+//! Exceptions: those at reads of old memory become "unreadable", all others lead to [`crate::rescue`].
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -213,6 +213,8 @@ fn give_up(frame: &Frame) -> ! {
         // A fault on the way out: nothing can be trusted any more.
         reset::triple_fault();
     }
+    // SAFETY: what was interrupted does not go on.
+    unsafe { crate::console::take_from_abandoned() };
     let Frame { rip, rsp, rflags, rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = *frame;
     let Frame { r8, r9, r10, r11, r12, r13, r14, r15, vector, error, .. } = *frame;
     let base = crate::image::range().start;
@@ -225,5 +227,8 @@ fn give_up(frame: &Frame) -> ! {
     crate::say!("RSI {rsi:016x}  RDI {rdi:016x}  RBP {rbp:016x}  RSP {rsp:016x}");
     crate::say!("R8  {r8:016x}  R9  {r9:016x}  R10 {r10:016x}  R11 {r11:016x}");
     crate::say!("R12 {r12:016x}  R13 {r13:016x}  R14 {r14:016x}  R15 {r15:016x}");
-    crate::finish_after_failure()
+    if crate::rescue::leads_on() {
+        GIVING_UP.store(false, Ordering::Relaxed);
+    }
+    crate::rescue::after_failure()
 }
