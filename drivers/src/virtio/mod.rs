@@ -96,8 +96,9 @@ pub trait Transport {
     fn set_config32(&self, offset: u64, value: u32);
 }
 
-/// A device that is opened more than once: for each of the disks behind it, for example.
-impl<T: Transport> Transport for &T {
+/// A device that is opened more than once, for each of the disks behind it, or over one of several
+/// buses.
+impl<T: Transport + ?Sized> Transport for &T {
     fn is_legacy(&self) -> bool {
         (*self).is_legacy()
     }
