@@ -19,6 +19,7 @@ pub mod firmware;
 pub mod lent;
 pub mod mmio;
 pub mod pci;
+pub mod scsi;
 pub mod serial;
 pub mod virtio;
 

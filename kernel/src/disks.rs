@@ -4,19 +4,22 @@
 use core::fmt;
 
 use capture::Disk;
-use drivers::block::BlockDevice;
+use drivers::block::{BlockDevice, BlockError};
 use drivers::firmware::Firmware;
 use drivers::pci::{self, ConfigSpace, Function};
+use drivers::scsi::Unusable;
 use drivers::virtio::Transport;
 use drivers::virtio::blk::VirtioBlk;
 use drivers::virtio::mmio::{self, MmioTransport};
-use drivers::virtio::pci::{PciTransport, is_block_device};
+use drivers::virtio::pci::{PciTransport, is_block_device, is_scsi_host};
+use drivers::virtio::scsi::{self, ScsiError, VirtioScsi};
 use drivers::{PhysAddr, Physical};
 use heapless::Vec;
 
 use crate::arch;
 use crate::disk::ByteDisk;
 use crate::memory::PhysicalMemory;
+use crate::say;
 use crate::time::PayloadClock;
 
 /// Who looks for a disk.
@@ -103,6 +106,9 @@ impl Walk<'_> {
         if is_block_device(identity) {
             let transport = open();
             self.virtio_blk(Place::Pci(at), transport);
+        } else if is_scsi_host(identity) {
+            let transport = open();
+            self.virtio_scsi(Place::Pci(at), transport);
         } else {
             return;
         }
@@ -119,6 +125,9 @@ impl Walk<'_> {
         if is(mmio::is_block_device) == Some(true) {
             let transport = open();
             self.virtio_blk(Place::Mmio(at), transport);
+        } else if is(mmio::is_scsi_host) == Some(true) {
+            let transport = open();
+            self.virtio_scsi(Place::Mmio(at), transport);
         }
     }
 
@@ -128,10 +137,52 @@ impl Walk<'_> {
         }
         match transport {
             Ok(transport) => {
+                // One driver for all buses: so the payload stays small.
+                let transport: &dyn Transport = &transport;
                 let disk = VirtioBlk::open(transport, arch::dma_pool(), &PayloadClock);
                 self.show((place, 0), &place, "virtio-blk", disk);
             }
             Err(why) => self.refuse((place, 0), &place, &why),
+        }
+    }
+
+    /// Opens the disks behind a SCSI host, each after a reset of the host.
+    fn virtio_scsi<T: Transport>(&mut self, place: Place, transport: Result<T, impl fmt::Display>) {
+        /// The host itself, which is no unit's number.
+        const HOST: u32 = u32::MAX;
+        const SILENT: ScsiError = ScsiError::Unit(Unusable::Broken(BlockError::Timeout));
+        if self.is_dead(place, HOST) {
+            return;
+        }
+        let transport = match transport {
+            Ok(transport) => transport,
+            Err(why) => return self.refuse((place, HOST), &place, &why),
+        };
+        let (transport, pool, clock) =
+            (&transport as &dyn Transport, arch::dma_pool(), &PayloadClock);
+        let units = match scsi::scan(transport, pool, clock) {
+            Ok(units) => units,
+            Err(why) => return self.refuse((place, HOST), &place, &why),
+        };
+        if units.more {
+            say!("disk {place}: virtio-scsi with more than is looked at");
+        } else if units.found.is_empty() {
+            say!("disk {place}: virtio-scsi with nothing attached");
+            let _ = self.dead.0.push((place, HOST));
+        }
+        let mut silent = 0;
+        for unit in units.found {
+            let number = u32::from(unit.target) << 16 | u32::from(unit.lun);
+            if self.is_dead(place, number) {
+                continue;
+            }
+            // One may be broken. More take too much time to wait for.
+            if self.visitor.is_over() || silent == 2 {
+                break;
+            }
+            let disk = VirtioScsi::open(transport, pool, clock, unit);
+            silent += u8::from(matches!(disk, Err(SILENT)));
+            self.show((place, number), &format_args!("{place} {unit}"), "virtio-scsi", disk);
         }
     }
 

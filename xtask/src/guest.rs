@@ -243,19 +243,35 @@ impl Guest<'_> {
 /// The driver modules that `kernel` needs for the disks of `variant` and has not built in, in the
 /// order in which they must be loaded.
 fn modules(kernel: &Kernel, variant: &Variant) -> Result<Vec<PathBuf>> {
-    let transport: &[&str] = match variant.disk.as_str() {
-        "virtio-blk-device" => &["drivers/virtio/virtio_mmio"],
-        _ => &[
+    let is_scsi = variant.disk.starts_with("scsi-");
+    let host = variant.devices.iter().find(|device| is_scsi && device.starts_with("virtio-scsi-"));
+    let device = host.unwrap_or(&variant.disk);
+    // `virtio-scsi-device,id=scsi`: QEMU's names of what is behind virtio-mmio end like this.
+    let behind_mmio = device.split(',').next().is_some_and(|name| name.ends_with("-device"));
+    let transport: &[&str] = if behind_mmio {
+        &["drivers/virtio/virtio_mmio"]
+    } else {
+        &[
             "drivers/virtio/virtio_pci_modern_dev",
             "drivers/virtio/virtio_pci_legacy_dev",
             "drivers/virtio/virtio_pci",
-        ],
+        ]
+    };
+    let disk: &[&str] = if is_scsi {
+        &[
+            "drivers/scsi/scsi_common",
+            "drivers/scsi/scsi_mod",
+            "drivers/scsi/virtio_scsi",
+            "drivers/scsi/sd_mod",
+        ]
+    } else {
+        &["drivers/block/virtio_blk"]
     };
     let core = ["drivers/virtio/virtio_ring", "drivers/virtio/virtio"];
     let list = kernel.modules.join("modules.builtin");
     let builtin = std::fs::read_to_string(&list)
         .with_context(|| format!("cannot read {}", list.display()))?;
-    let needed = core.iter().chain(transport).chain(&["drivers/block/virtio_blk"]);
+    let needed = core.iter().chain(transport).chain(disk);
     let loadable =
         needed.filter(|module| !builtin.lines().any(|line| line == format!("kernel/{module}.ko")));
     loadable

@@ -4,7 +4,6 @@ mod queued;
 
 use core::fmt;
 
-#[cfg(test)]
 pub(crate) use queued::REQUEST_US;
 pub use queued::{BOUNCE_BYTES, Finished, Geometry, Lie, MAX_SLOTS, Protocol, Queued, Request};
 

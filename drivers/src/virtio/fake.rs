@@ -1,4 +1,4 @@
-//! A virtio device made of memory, a disk or a console, which does what it should or what it should
+//! A virtio device made of memory, a disk, a SCSI host or a console, which does what it should or what it should
 //! not, behind every kind of bus.
 
 #![allow(unsafe_code)]
@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::dma::DmaPool;
 use crate::dma::tests::host_pool;
 use crate::mmio::Registers;
+use crate::virtio::fake_scsi::{Command, Host};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::{FEATURE_VERSION_1, OpenError, QueueAddresses, Transport, status};
 
@@ -53,13 +54,15 @@ pub struct Device {
     pub temper: Temper,
     pub features: u64,
     pub status: u8,
-    pub queues: [Queue; 2],
+    pub queues: [Queue; 3],
     pub finished: usize,
     /// Most requests that waited to be finished at once; a console's that are for sending.
     pub most_waiting: usize,
     pub flushes: usize,
     /// What is on the disk; a console has none.
     pub disk: Vec<u8>,
+    /// What is attached to a SCSI host; nothing else is one.
+    pub scsi: Option<Host>,
     /// What was sent through the console.
     pub sent: Vec<u8>,
     /// What makes a pointer of a physical address in the driver's pool.
@@ -81,7 +84,22 @@ pub struct Queue {
 struct Part {
     at: *mut u8,
     size: usize,
+    device_writes: bool,
     next: Option<u16>,
+}
+
+impl Part {
+    /// What the driver wrote there.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: memory of the driver's pool or of the test, which lives longer than the request.
+        unsafe { core::slice::from_raw_parts(self.at, self.size) }
+    }
+
+    /// What the driver will read there.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: likewise, and nobody else has a reference to memory that the device writes.
+        unsafe { core::slice::from_raw_parts_mut(self.at, self.size) }
+    }
 }
 
 /// The device with its time: a slow one works while the clock is looked at.
@@ -112,8 +130,13 @@ fn memory<T: Copy>(to_pointer: u64, PhysAddr(at): PhysAddr, offset: u64) -> *mut
 }
 
 impl Device {
-    fn is_disk(&self) -> bool {
-        !self.disk.is_empty()
+    /// The queue whose requests are finished by themselves: the last one that there is.
+    fn served(&self) -> usize {
+        match (&self.scsi, self.disk.is_empty()) {
+            (Some(_), _) => 2,
+            (None, true) => 1,
+            (None, false) => 0,
+        }
     }
 
     fn set_status(&mut self, status: u8) {
@@ -124,7 +147,7 @@ impl Device {
     }
 
     fn max_queue_size(&self, index: usize) -> u16 {
-        if index < if self.is_disk() { 1 } else { 2 } { 256 } else { 0 }
+        if index <= self.served() { 256 } else { 0 }
     }
 
     fn enable_queue(&mut self, index: usize, size: u16, addresses: QueueAddresses) {
@@ -134,11 +157,22 @@ impl Device {
     }
 
     fn config32(&self, offset: u64) -> u32 {
+        if let Some(host) = &self.scsi {
+            return host.config32(offset);
+        }
         match offset {
             0 => (self.disk.len() / 512) as u32,
             20 => 512,
             _ => 0,
         }
+    }
+
+    fn config16(&self, offset: u64) -> u16 {
+        (self.config32(offset & !3) >> (8 * (offset & 2))) as u16
+    }
+
+    fn set_config32(&mut self, offset: u64, value: u32) {
+        self.scsi.as_mut().expect("nothing can be written there").set_config32(offset, value);
     }
 
     fn notified(&mut self, index: usize) {
@@ -154,23 +188,28 @@ impl Device {
                 queue.seen = queue.seen.wrapping_add(1);
             }
         }
-        if index == usize::from(self.disk.is_empty()) {
-            self.most_waiting = self.most_waiting.max(queue.waiting.len());
+        let waiting = queue.waiting.len();
+        if index == self.served() {
+            self.most_waiting = self.most_waiting.max(waiting);
         }
         while self.temper != Temper::Slow && self.work() {}
     }
 
     /// Finishes a request that waits; a console's that is for sending.
     fn work(&mut self) -> bool {
-        let index = usize::from(!self.is_disk());
+        let index = self.served();
         let waiting = &mut self.queues[index].waiting;
         if waiting.is_empty() {
             return false;
         }
-        let head = if index == 0 { waiting.pop().unwrap() } else { waiting.remove(0) };
+        let head = if index == 1 { waiting.remove(0) } else { waiting.pop().unwrap() };
         self.finished += 1;
         if !matches!(self.temper, Temper::SilentAfter(count) if self.finished > count) {
-            if index == 0 { self.access_disk(head) } else { self.take_output(head) }
+            match index {
+                0 => self.access_disk(head),
+                1 => self.take_output(head),
+                _ => self.carry_out(head),
+            }
         }
         true
     }
@@ -188,6 +227,7 @@ impl Device {
             Part {
                 at: memory::<u8>(base, PhysAddr(address), 0),
                 size: size as usize,
+                device_writes: flags & 2 != 0,
                 next: (flags & 1 != 0).then_some(next),
             }
         }
@@ -217,6 +257,23 @@ impl Device {
             }
         }
         self.give_back(0, head, 1);
+    }
+
+    fn carry_out(&mut self, head: u16) {
+        let mut parts = vec![self.part(2, head)];
+        while let Some(next) = parts.last().unwrap().next {
+            parts.push(self.part(2, next));
+        }
+        assert!(parts.is_sorted_by_key(|part| part.device_writes));
+        let (mut written, read): (Vec<Part>, Vec<Part>) =
+            parts.into_iter().partition(|part| part.device_writes);
+        let mut read = read.iter().map(Part::bytes);
+        let mut written = written.iter_mut().map(Part::bytes_mut);
+        let (header, from) = (read.next().unwrap(), read.next().unwrap_or_default());
+        let (response, into) = (written.next().unwrap(), written.next().unwrap_or_default());
+        let command = Command { header, from, into, response };
+        self.scsi.as_mut().unwrap().carry_out(self.temper, command);
+        self.give_back(2, head, 0);
     }
 
     fn take_output(&mut self, head: u16) {
@@ -282,8 +339,14 @@ impl Transport for Fake {
     fn notify(&self, index: u16) {
         self.device.borrow_mut().notified(index.into());
     }
+    fn config16(&self, offset: u64) -> u16 {
+        self.device.borrow().config16(offset)
+    }
     fn config32(&self, offset: u64) -> u32 {
         self.device.borrow().config32(offset)
+    }
+    fn set_config32(&self, offset: u64, value: u32) {
+        self.device.borrow_mut().set_config32(offset, value);
     }
 }
 
@@ -338,8 +401,13 @@ impl Registers for Fake {
     fn read8(&self, _: u64) -> u8 {
         panic!("access of 8 bits")
     }
-    fn read16(&self, _: u64) -> u16 {
-        panic!("access of 16 bits")
+    fn read16(&self, offset: u64) -> u16 {
+        let device = self.device.borrow();
+        match offset {
+            _ if device.temper == Temper::Gone => u16::MAX,
+            0x100.. => device.config16(offset - 0x100),
+            _ => panic!("access of 16 bits"),
+        }
     }
     fn read32(&self, offset: u64) -> u32 {
         let device = self.device.borrow();
@@ -395,6 +463,7 @@ impl Registers for Fake {
                 },
             ),
             0x50 => device.notified(value as usize),
+            0x100.. => device.set_config32(offset - 0x100, value),
             0x14 | 0x24 | 0x30 | 0x38 => {}
             0x28 | 0x3c => assert!(legacy),
             0x80..=0xa4 => assert!(!legacy),
@@ -443,8 +512,14 @@ impl Transport for AnyTransport {
     fn notify(&self, index: u16) {
         self.inner().notify(index);
     }
+    fn config16(&self, offset: u64) -> u16 {
+        self.inner().config16(offset)
+    }
     fn config32(&self, offset: u64) -> u32 {
         self.inner().config32(offset)
+    }
+    fn set_config32(&self, offset: u64, value: u32) {
+        self.inner().set_config32(offset, value);
     }
 }
 
@@ -459,6 +534,13 @@ pub fn fake_console(bus: Bus, temper: Temper) -> Fake {
     device(bus, temper, 3, 0b111, Vec::new())
 }
 
+/// A SCSI host that can do more than is asked of it.
+pub fn fake_scsi(bus: Bus, temper: Temper, host: Host) -> Fake {
+    let fake = device(bus, temper, 8, 0b1111, Vec::new());
+    fake.device.borrow_mut().scsi = Some(host);
+    fake
+}
+
 fn device(bus: Bus, temper: Temper, kind: u32, features: u64, disk: Vec<u8>) -> Fake {
     let version = if bus == Bus::Legacy { 0 } else { FEATURE_VERSION_1 };
     let device = Device {
@@ -471,6 +553,7 @@ fn device(bus: Bus, temper: Temper, kind: u32, features: u64, disk: Vec<u8>) -> 
         most_waiting: 0,
         flushes: 0,
         disk,
+        scsi: None,
         sent: Vec::new(),
     };
     let fake = Fake {

@@ -39,6 +39,7 @@ const MAGIC: u32 = 0x7472_6976;
 /// Kinds of device (section 5); 0 is a place where no device is.
 const BLOCK_DEVICE: u32 = 2;
 const CONSOLE: u32 = 3;
+const SCSI_HOST: u32 = 8;
 
 /// A device behind its registers.
 pub struct MmioTransport<R> {
@@ -56,6 +57,11 @@ fn device<R: Registers>(registers: &R) -> Option<u32> {
 /// Whether the registers are those of a block device. Changes nothing.
 pub fn is_block_device<R: Registers>(registers: &R) -> bool {
     device(registers) == Some(BLOCK_DEVICE)
+}
+
+/// Whether the registers are those of a SCSI host. Changes nothing.
+pub fn is_scsi_host<R: Registers>(registers: &R) -> bool {
+    device(registers) == Some(SCSI_HOST)
 }
 
 /// Whether the registers are those of a console. Changes nothing.
@@ -163,8 +169,16 @@ impl<R: Registers> Transport for MmioTransport<R> {
         self.registers.write32(register::QUEUE_NOTIFY, index.into());
     }
 
+    fn config16(&self, offset: u64) -> u16 {
+        self.registers.read16(register::CONFIG.saturating_add(offset))
+    }
+
     fn config32(&self, offset: u64) -> u32 {
         self.registers.read32(register::CONFIG.saturating_add(offset))
+    }
+
+    fn set_config32(&self, offset: u64, value: u32) {
+        self.registers.write32(register::CONFIG.saturating_add(offset), value);
     }
 }
 
@@ -193,6 +207,8 @@ mod tests {
             assert!(!is_block_device(&fake) && !is_console(&fake), "a network device");
             fake.pretend(register::DEVICE_ID, 3);
             assert!(!is_block_device(&fake) && is_console(&fake));
+            fake.pretend(register::DEVICE_ID, 8);
+            assert!(!is_block_device(&fake) && is_scsi_host(&fake));
         }
     }
 

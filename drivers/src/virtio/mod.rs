@@ -6,9 +6,12 @@ pub mod blk;
 pub mod console;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_scsi;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
+pub mod scsi;
 
 use crate::PhysAddr;
 use crate::clock::{Clock, Deadline, TimedOut};
@@ -83,8 +86,52 @@ pub trait Transport {
     /// Tells the device that queue `index`, which was enabled, has something new.
     fn notify(&self, index: u16);
 
+    /// Reads two bytes of the device-specific configuration.
+    fn config16(&self, offset: u64) -> u16;
+
     /// Reads four bytes of the device-specific configuration.
     fn config32(&self, offset: u64) -> u32;
+
+    /// Writes four bytes of the device-specific configuration.
+    fn set_config32(&self, offset: u64, value: u32);
+}
+
+/// A device that is opened more than once, for each of the disks behind it, or over one of several
+/// buses.
+impl<T: Transport + ?Sized> Transport for &T {
+    fn is_legacy(&self) -> bool {
+        (*self).is_legacy()
+    }
+    fn status(&self) -> u8 {
+        (*self).status()
+    }
+    fn set_status(&self, status: u8) {
+        (*self).set_status(status);
+    }
+    fn device_features(&self) -> u64 {
+        (*self).device_features()
+    }
+    fn set_driver_features(&self, features: u64) {
+        (*self).set_driver_features(features);
+    }
+    fn max_queue_size(&self, index: u16) -> u16 {
+        (*self).max_queue_size(index)
+    }
+    fn enable_queue(&self, index: u16, size: u16, at: QueueAddresses) -> Result<(), OpenError> {
+        (*self).enable_queue(index, size, at)
+    }
+    fn notify(&self, index: u16) {
+        (*self).notify(index);
+    }
+    fn config16(&self, offset: u64) -> u16 {
+        (*self).config16(offset)
+    }
+    fn config32(&self, offset: u64) -> u32 {
+        (*self).config32(offset)
+    }
+    fn set_config32(&self, offset: u64, value: u32) {
+        (*self).set_config32(offset, value);
+    }
 }
 
 /// Why a device cannot be used.

@@ -48,7 +48,7 @@ const NO_VECTOR: u16 = 0xffff;
 const DEVICE_CONFIG_SIZE: u64 = 64;
 
 /// Most queues that drivers here use.
-const QUEUES: usize = 2;
+const QUEUES: usize = 3;
 
 /// Most bytes of notification registers that are mapped.
 const MAX_NOTIFY: u64 = 64 << 10;
@@ -57,6 +57,12 @@ const MAX_NOTIFY: u64 = 64 << 10;
 #[must_use]
 pub fn is_block_device(identity: pci::Identity) -> bool {
     identity.vendor == VENDOR && matches!(identity.device, 0x1042 | 0x1001)
+}
+
+/// Whether it is a SCSI host, likewise.
+#[must_use]
+pub fn is_scsi_host(identity: pci::Identity) -> bool {
+    identity.vendor == VENDOR && matches!(identity.device, 0x1048 | 0x1004)
 }
 
 /// Whether it is a console, likewise.
@@ -212,8 +218,16 @@ impl<R: Registers> Transport for PciTransport<R> {
         }
     }
 
+    fn config16(&self, offset: u64) -> u16 {
+        self.device.read16(offset)
+    }
+
     fn config32(&self, offset: u64) -> u32 {
         self.device.read32(offset)
+    }
+
+    fn set_config32(&self, offset: u64, value: u32) {
+        self.device.write32(offset, value);
     }
 }
 
@@ -304,8 +318,8 @@ mod tests {
 
         transport.common.set(0x1e, 5);
         transport.enable_queue(1, 128, addresses).unwrap();
-        assert_eq!(transport.enable_queue(2, 128, addresses), Err(OpenError::Queue));
-        for queue in [0, 1, 2] {
+        assert_eq!(transport.enable_queue(3, 128, addresses), Err(OpenError::Queue));
+        for queue in [0, 1, 3] {
             transport.notify(queue);
         }
         assert_eq!(*transport.notify.1.borrow(), [(12, 0), (20, 1)]);

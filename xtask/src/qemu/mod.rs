@@ -64,7 +64,7 @@ pub struct Machine<'a> {
     pub initrd: PathBuf,
     /// Its command line.
     pub append: String,
-    /// Its disks: the first is `/dev/vda`.
+    /// Its disks: the first is `/dev/vda`, or `/dev/sda`.
     pub disks: Vec<Disk>,
     /// Files that lie in its memory from the start.
     pub blobs: Vec<Blob>,
