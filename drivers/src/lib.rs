@@ -16,6 +16,7 @@ pub mod block;
 pub mod clock;
 pub mod dma;
 pub mod firmware;
+pub mod iommu;
 pub mod lent;
 pub mod mmio;
 pub mod pci;

@@ -5,13 +5,15 @@ use core::fmt;
 
 use capture::Disk;
 use drivers::block::{BlockDevice, BlockError};
-use drivers::firmware::Firmware;
-use drivers::pci::{self, ConfigSpace, Function};
+use drivers::clock::TimedOut;
+use drivers::firmware::{Firmware, Iommu};
+use drivers::iommu;
+use drivers::pci::{self, ConfigSpace, Function, Identity};
 use drivers::scsi::Unusable;
 use drivers::virtio::Transport;
 use drivers::virtio::blk::VirtioBlk;
 use drivers::virtio::mmio::{self, MmioTransport};
-use drivers::virtio::pci::{PciTransport, is_block_device, is_scsi_host};
+use drivers::virtio::pci::{PciTransport, Unreachable, is_block_device, is_scsi_host};
 use drivers::virtio::scsi::{self, ScsiError, VirtioScsi};
 use drivers::{PhysAddr, Physical};
 use heapless::Vec;
@@ -58,42 +60,86 @@ impl fmt::Display for Place {
     }
 }
 
-/// Stops all devices that can be found: nobody shut them down, and from here on none of them writes
-/// to memory.
-pub fn quiesce(firmware: &Firmware, memory: &PhysicalMemory<'_>) {
-    arch::pci::each_config_space(firmware, memory, &mut |config| {
-        pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
-    });
-    for &at in &firmware.virtio_mmio {
-        memory.with_registers(at, mmio::SIZE, mmio::stop);
+/// What becomes of the addresses that devices on PCI ask for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Addresses {
+    /// There is no IOMMU that is known.
+    InPlace,
+    /// All IOMMUs are off.
+    IommusOff,
+    /// One is not, or there are too many.
+    Elsewhere,
+}
+
+/// The machine's devices, none of which writes to memory any more.
+pub struct Quiet<'a> {
+    firmware: &'a Firmware,
+    memory: &'a PhysicalMemory<'a>,
+    addresses: Addresses,
+}
+
+impl<'a> Quiet<'a> {
+    /// Stops all devices that can be found, for nobody shut them down, and then switches the IOMMUs off.
+    pub fn make(firmware: &'a Firmware, memory: &'a PhysicalMemory<'a>) -> Quiet<'a> {
+        arch::pci::each_config_space(firmware, memory, &mut |config| {
+            pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
+        });
+        for &at in &firmware.virtio_mmio {
+            memory.with_registers(at, mmio::SIZE, mmio::stop);
+        }
+        Quiet { firmware, memory, addresses: switch_iommus_off(firmware, memory) }
+    }
+
+    /// Shows every disk to `visitor` until it wants no more.
+    pub fn each_disk(&self, dead: &mut Dead, visitor: &mut dyn Visitor) {
+        let Quiet { firmware, memory, addresses } = *self;
+        let mut walk = Walk { memory, addresses, dead, visitor };
+        arch::pci::each_config_space(firmware, memory, &mut |config| {
+            pci::each_function(config, &mut |at| {
+                if !walk.visitor.is_over() {
+                    walk.function(config, at);
+                }
+            });
+        });
+        for &at in &firmware.virtio_mmio {
+            if !walk.visitor.is_over() {
+                walk.virtio_mmio(at);
+            }
+        }
     }
 }
 
-/// Shows every disk to `visitor` until it wants no more.
-pub fn each(
-    firmware: &Firmware,
-    memory: &PhysicalMemory<'_>,
-    dead: &mut Dead,
-    visitor: &mut dyn Visitor,
-) {
-    let mut walk = Walk { memory, dead, visitor };
-    arch::pci::each_config_space(firmware, memory, &mut |config| {
-        pci::each_function(config, &mut |at| {
-            if !walk.visitor.is_over() {
-                walk.function(config, at);
-            }
+fn switch_iommus_off(firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Addresses {
+    let mut addresses = match (firmware.iommus.is_empty(), firmware.more_iommus) {
+        (_, true) => Addresses::Elsewhere,
+        (true, false) => Addresses::InPlace,
+        (false, false) => Addresses::IommusOff,
+    };
+    for &Iommu { kind, base } in &firmware.iommus {
+        let switched = memory.with_registers(base, iommu::SIZE, |registers| {
+            iommu::switch_off(kind, registers, &PayloadClock)
         });
-    });
-    for &at in &firmware.virtio_mmio {
-        if !walk.visitor.is_over() {
-            walk.virtio_mmio(at);
+        match switched {
+            Some(Ok(true)) => say!("IOMMU {base}: switched off"),
+            Some(Ok(false)) => {}
+            Some(Err(TimedOut)) | None => {
+                say!("IOMMU {base}: cannot be switched off");
+                addresses = Addresses::Elsewhere;
+            }
         }
     }
+    addresses
+}
+
+/// Whether a PCI function has disks that can be driven.
+fn is_disk(identity: Identity) -> bool {
+    is_block_device(identity) || is_scsi_host(identity)
 }
 
 /// A walk along the disks.
 struct Walk<'a> {
     memory: &'a PhysicalMemory<'a>,
+    addresses: Addresses,
     dead: &'a mut Dead,
     visitor: &'a mut dyn Visitor,
 }
@@ -102,7 +148,15 @@ impl Walk<'_> {
     /// Opens what the PCI function is, if it is a disk.
     fn function(&mut self, config: &dyn ConfigSpace, at: Function) {
         let identity = pci::identity(config, at);
-        let open = || PciTransport::open(config, self.memory, &PayloadClock, at);
+        let open = || {
+            let transport = PciTransport::open(config, self.memory, &PayloadClock, at)?;
+            let is_off = self.addresses == Addresses::IommusOff;
+            Ok::<_, Unreachable>(if is_off { transport.with_iommus_off() } else { transport })
+        };
+        if self.addresses == Addresses::Elsewhere && is_disk(identity) {
+            let why = "behind an IOMMU that cannot be switched off";
+            return self.refuse((Place::Pci(at), 0), &at, &why);
+        }
         if is_block_device(identity) {
             let transport = open();
             self.virtio_blk(Place::Pci(at), transport);

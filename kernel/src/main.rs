@@ -40,7 +40,7 @@ use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
 use crate::console::{CardLines, ConsoleLine};
-use crate::disks::Dead;
+use crate::disks::{Dead, Quiet};
 use crate::memory::PhysicalMemory;
 use crate::port::OwnLine;
 use crate::targets::Job;
@@ -248,8 +248,8 @@ fn dump(
     let memory = boot.memory.with_devices(old);
     let mut machine = ThisMachine::new(&memory, options);
     // Nobody has told the devices: what they still write must not go into the dump.
-    disks::quiesce(firmware, &memory);
-    to_first_target(&mut machine, options, firmware, source, payload, buffers)?;
+    let quiet = Quiet::make(firmware, &memory);
+    to_first_target(&mut machine, options, (firmware, &quiet), source, payload, buffers)?;
     if old.truncated { Err(Failure::Plain(Reason::TooManyRanges)) } else { Ok(()) }
 }
 
@@ -257,7 +257,7 @@ fn dump(
 fn to_first_target(
     machine: &mut ThisMachine<'_>,
     options: &Options<'_>,
-    firmware: &Firmware,
+    (firmware, quiet): (&Firmware, &Quiet<'_>),
     source: Source<'_>,
     payload: Payload<'_>,
     buffers: &mut Buffers,
@@ -289,7 +289,7 @@ fn to_first_target(
         let crash_time = capture::dump::crash_time(source.old);
         let wanted = Wanted { uuid, holdoff_min: options.holdoff_min, crash_time };
         let mut job = Job { wanted, source, payload, buffers: &mut *buffers };
-        match to_disk(machine, firmware, &mut job, &mut dead) {
+        match to_disk(machine, quiet, &mut job, &mut dead) {
             Ok(()) => return Ok(()),
             Err(failure) => told(Failure::Disk(failure)),
         }
@@ -300,11 +300,11 @@ fn to_first_target(
 /// Writes the dump to a disk.
 fn to_disk(
     machine: &mut ThisMachine<'_>,
-    firmware: &Firmware,
+    quiet: &Quiet<'_>,
     job: &mut Job<'_>,
     dead: &mut Dead,
 ) -> Result<(), targets::Failure> {
-    let complete = targets::dump_to_first(firmware, machine, job, dead)?;
+    let complete = targets::dump_to_first(quiet, machine, job, dead)?;
     let bulk_us = complete.last_block_us - complete.first_block_us;
     tell_pages(complete.pages_read, complete.pages_unreadable, job.source.old.dropped);
     say!(

@@ -9,7 +9,7 @@ use drivers::firmware::Firmware;
 use format::area::Reason;
 use spin::Mutex;
 
-use crate::disks::{self, Dead, Visitor};
+use crate::disks::{Dead, Quiet, Visitor};
 use crate::memory::PhysicalMemory;
 use crate::{ThisMachine, arch, say};
 
@@ -70,14 +70,13 @@ pub struct Job<'a> {
 
 /// Writes the dump to the first area that the job allows.
 pub fn dump_to_first(
-    firmware: &Firmware,
+    quiet: &Quiet<'_>,
     machine: &mut ThisMachine<'_>,
     job: &mut Job<'_>,
     dead: &mut Dead,
 ) -> Result<Complete, Failure> {
-    let memory = machine.memory;
     let mut search = Search { machine, job, result: Err(Failure::NoDisk) };
-    disks::each(firmware, memory, dead, &mut search);
+    quiet.each_disk(dead, &mut search);
     search.result
 }
 
@@ -88,12 +87,12 @@ static WRITING: Mutex<Option<[u8; 16]>> = Mutex::new(None);
 /// never to run again.
 pub fn mark_failed(firmware: &Firmware, memory: &PhysicalMemory<'_>, buffers: &mut Buffers) {
     let Some(uuid) = WRITING.try_lock().and_then(|writing| *writing) else { return };
-    disks::quiesce(firmware, memory);
+    let quiet = Quiet::make(firmware, memory);
     // SAFETY: no device is bus master any more, and whoever had buffers never runs again.
     unsafe { arch::dma_pool().reclaim() };
     let wanted = Wanted { uuid: Some(uuid), ..Wanted::default() };
     let mut mark = Mark { wanted, scratch: buffers.notes(), done: false };
-    disks::each(firmware, memory, &mut Dead::default(), &mut mark);
+    quiet.each_disk(&mut Dead::default(), &mut mark);
 }
 
 /// The search for the area in which to say that the payload failed.

@@ -1,10 +1,12 @@
 //! The few facts that a dump needs from the ACPI tables: timers, the ways to restart and to switch
-//! off, the console, and PCI configuration space.
+//! off, the console, PCI configuration space, and IOMMUs.
 //!
 //! Tables are foreign bytes: lengths are bounded, checksums verified, and a missing or broken table
 //! leaves its fact unknown. Source: ACPI Specification 6.4, sections 4.8, 5.2 and 7.4.2; PCI Firmware
 //! Specification 3.3, 4.1.2 (MCFG); Microsoft's Serial Port Console Redirection Table, revision 4
 //! (SPCR).
+
+mod iommu;
 
 use heapless::Vec;
 
@@ -36,7 +38,7 @@ pub fn fill(firmware: &mut Firmware, physical: &dyn Physical, rsdp: PhysAddr) {
                 let frame = counter_control(physical, &table);
                 firmware.counter_control = firmware.counter_control.or(frame);
             }
-            _ => {}
+            _ => iommu::take(firmware, physical, &table),
         }
     }
 }

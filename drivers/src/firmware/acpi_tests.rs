@@ -11,7 +11,8 @@ fn read(physical: &dyn Physical, rsdp: PhysAddr) -> Firmware {
 }
 
 /// Memory that begins at address 0x1000 and holds tables.
-struct Tables(Vec<u8>);
+#[derive(Default)]
+pub struct Tables(Vec<u8>);
 
 const BASE: u64 = 0x1000;
 
@@ -31,7 +32,7 @@ impl Physical for Tables {
 }
 
 impl Tables {
-    fn add(&mut self, signature: &[u8; 4], body: &[u8]) -> u64 {
+    pub fn add(&mut self, signature: &[u8; 4], body: &[u8]) -> u64 {
         self.add_revision(signature, 0, body)
     }
 
@@ -47,7 +48,7 @@ impl Tables {
         at
     }
 
-    fn add_rsdp(&mut self, rsdt: u64) -> PhysAddr {
+    pub fn add_rsdp(&mut self, rsdt: u64) -> PhysAddr {
         let at = BASE + self.0.len() as u64;
         let mut rsdp = b"RSD PTR ".to_vec();
         rsdp.resize(16, 0);

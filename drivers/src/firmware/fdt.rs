@@ -12,7 +12,9 @@ use heapless::Vec;
 
 use crate::PhysAddr;
 use crate::firmware::efi::{Efi, MemoryMap};
-use crate::firmware::{EcamRange, Firmware, PciHost, PsciConduit, Region, Uart, UartKind, Window};
+use crate::firmware::{
+    EcamRange, Firmware, Iommu, IommuKind, PciHost, PsciConduit, Region, Uart, UartKind, Window,
+};
 use tree::{Cells, Node, Tree, region, registers, sees_memory_in_place, translate};
 
 pub use tree::claimed_size;
@@ -109,6 +111,13 @@ fn take_device(firmware: &mut Firmware, path: &[Node<'_>]) {
                 let next = firmware.pci.len() as u16;
                 if let Some(host) = pci_host(path, next) {
                     let _ = firmware.pci.push(host);
+                }
+            }
+            // iommu/arm,smmu-v3.yaml
+            b"arm,smmu-v3" if enabled(path) => {
+                if let Some(registers) = registers(path) {
+                    let iommu = Iommu { kind: IommuKind::SmmuV3, base: registers.at };
+                    firmware.add_iommu(iommu);
                 }
             }
             // arm/psci.yaml; version 0.1 cannot reset.

@@ -21,6 +21,9 @@ pub const MAX_WINDOWS: usize = 3;
 /// Most virtio-mmio devices that are remembered: as many as QEMU's `virt` machine has.
 pub const MAX_VIRTIO_MMIO: usize = 32;
 
+/// Most IOMMUs that are remembered: large machines have one for each root complex.
+pub const MAX_IOMMUS: usize = 32;
+
 /// The facts that a dump needs. What is not known is `None` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firmware {
@@ -30,6 +33,10 @@ pub struct Firmware {
     pub pci: Vec<PciHost, MAX_PCI_HOSTS>,
     /// Addresses of the registers of virtio devices without a bus.
     pub virtio_mmio: Vec<PhysAddr, MAX_VIRTIO_MMIO>,
+    /// IOMMUs.
+    pub iommus: Vec<Iommu, MAX_IOMMUS>,
+    /// Whether there are more.
+    pub more_iommus: bool,
     /// How PSCI is called (ARM DEN 0022), version 0.2 or newer.
     pub psci: Option<PsciConduit>,
     /// Frequency of the ARM generic timer in Hz, for processors whose CNTFRQ_EL0 was never set.
@@ -45,6 +52,35 @@ pub struct Firmware {
     pub reset: Option<(u16, u8)>,
     /// How to switch off.
     pub soft_off: Option<SoftOff>,
+}
+
+impl Firmware {
+    /// Takes an IOMMU; one that is known already is no second one.
+    fn add_iommu(&mut self, iommu: Iommu) {
+        if !self.iommus.contains(&iommu) {
+            self.more_iommus |= self.iommus.push(iommu).is_err();
+        }
+    }
+}
+
+/// An IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Iommu {
+    /// Whose it is.
+    pub kind: IommuKind,
+    /// Address of its first register.
+    pub base: PhysAddr,
+}
+
+/// Kinds of IOMMUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IommuKind {
+    /// Intel's VT-d.
+    VtD,
+    /// AMD's I/O virtualization.
+    AmdVi,
+    /// Arm's SMMU, version 3.
+    SmmuV3,
 }
 
 /// A serial port with registers in memory.

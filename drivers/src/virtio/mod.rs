@@ -34,6 +34,9 @@ pub mod status {
 /// The device follows version 1 (section 6).
 pub const FEATURE_VERSION_1: u64 = 1 << 32;
 
+/// What the device asks for goes through an IOMMU, or is otherwise not what it is for the processor.
+pub const FEATURE_ACCESS_PLATFORM: u64 = 1 << 33;
+
 /// Longest wait for a device to finish its reset. Nothing in the specification bounds it; QEMU and
 /// real devices take microseconds.
 const RESET_US: u64 = 1_000_000;
@@ -55,6 +58,11 @@ pub trait Transport {
     /// 32 feature bits that count without being agreed upon, and its queues are laid out for it.
     fn is_legacy(&self) -> bool {
         false
+    }
+
+    /// Features that may be taken although no driver asks for them.
+    fn further_features(&self) -> u64 {
+        0
     }
 
     /// Reads the device status; all ones when the device is gone.
@@ -102,6 +110,9 @@ impl<T: Transport + ?Sized> Transport for &T {
     fn is_legacy(&self) -> bool {
         (*self).is_legacy()
     }
+    fn further_features(&self) -> u64 {
+        (*self).further_features()
+    }
     fn status(&self) -> u8 {
         (*self).status()
     }
@@ -140,8 +151,8 @@ pub enum OpenError {
     /// It did not finish its reset, or is gone.
     Reset,
     /// It does not follow version 1 of the specification, or insists on a feature that this driver
-    /// does not take: VIRTIO_F_ACCESS_PLATFORM, with which an IOMMU that still translates for the
-    /// dead kernel would send our addresses elsewhere.
+    /// does not take: [`FEATURE_ACCESS_PLATFORM`], where it is not known that our addresses go nowhere
+    /// else.
     Features,
     /// Its queue is missing or too small.
     Queue,
@@ -192,7 +203,7 @@ pub fn negotiate(
         transport.set_driver_features(features);
         return Ok(features);
     }
-    let features = offered & (wanted | FEATURE_VERSION_1);
+    let features = offered & (wanted | FEATURE_VERSION_1 | transport.further_features());
     if features & FEATURE_VERSION_1 == 0 {
         transport.set_status(status::FAILED);
         return Err(OpenError::Features);

@@ -7,7 +7,7 @@ use crate::clock::{Clock, TimedOut};
 use crate::lent::Reset;
 use crate::mmio::{Mmio, Registers};
 use crate::pci::{self, BarError, ConfigSpace, Function};
-use crate::virtio::{OpenError, QueueAddresses, Transport};
+use crate::virtio::{FEATURE_ACCESS_PLATFORM, OpenError, QueueAddresses, Transport};
 use crate::{PhysAddr, Physical};
 
 const VENDOR: u16 = 0x1af4;
@@ -79,6 +79,7 @@ pub struct PciTransport<R> {
     /// Where the queues that were enabled have their notification registers.
     notify_at: [Cell<u64>; QUEUES],
     device: R,
+    further_features: u64,
 }
 
 /// Why the registers of a device cannot be used.
@@ -140,11 +141,25 @@ impl PciTransport<Mmio> {
         let (device, _) = map(Structure::Device, 8, DEVICE_CONFIG_SIZE)?;
         let notify_multiplier = config.read(at, place.capability + 16);
         let notify_at = Default::default();
-        let transport = PciTransport { common, notify, notify_multiplier, notify_at, device };
+        let transport = PciTransport {
+            common,
+            notify,
+            notify_multiplier,
+            notify_at,
+            device,
+            further_features: 0,
+        };
         pci::enable(config, at, false);
         transport.reset(clock).map_err(|TimedOut| Unreachable::Reset)?;
         pci::enable(config, at, true);
         Ok(transport)
+    }
+
+    /// The same for a machine whose IOMMUs, all of them, are switched off: a device that insists on going
+    /// through one reaches memory in its place.
+    #[must_use]
+    pub fn with_iommus_off(self) -> PciTransport<Mmio> {
+        PciTransport { further_features: FEATURE_ACCESS_PLATFORM, ..self }
     }
 }
 
@@ -161,6 +176,10 @@ fn find(config: &dyn ConfigSpace, at: Function, structure: Structure) -> Option<
 }
 
 impl<R: Registers> Transport for PciTransport<R> {
+    fn further_features(&self) -> u64 {
+        self.further_features
+    }
+
     fn status(&self) -> u8 {
         self.common.read8(common::DEVICE_STATUS)
     }
@@ -303,6 +322,7 @@ mod tests {
             notify_multiplier: 4,
             notify_at: Default::default(),
             device: Memory::default(),
+            further_features: 0,
         };
         let addresses = QueueAddresses {
             descriptors: PhysAddr(0x1_2345_6000),

@@ -115,6 +115,10 @@ fn virt() -> Vec<u8> {
             node.cells("reg", &[0, 0x0900_0000, 0, 0x1000]);
             node.text("compatible", "arm,pl011\0arm,primecell");
         });
+        root.node("smmuv3@9050000", |node| {
+            node.text("compatible", "arm,smmu-v3");
+            node.cells("reg", &[0, 0x0905_0000, 0, 0x2_0000]);
+        });
         root.node("timer", |node| node.text("compatible", "arm,armv8-timer\0arm,armv7-timer"));
         root.node("chosen", |node| {
             node.cells("linux,usable-memory-range", &[0, 0x5000_0000, 0, 0x20_0000]);
@@ -131,6 +135,9 @@ fn window(pci: u64, cpu: u64, size: u64, prefetchable: bool) -> Window {
 
 #[test]
 fn facts_of_a_virt_machine_are_found() {
+    let iommus = DeviceTree::read(&virt()).unwrap().firmware.iommus;
+    let smmu = Iommu { kind: IommuKind::SmmuV3, base: PhysAddr(0x0905_0000) };
+    assert_eq!(iommus.as_slice(), [smmu]);
     let blob = virt();
     let tree = DeviceTree::read(&blob).unwrap();
     assert_eq!(tree.bootargs, b"console=ttyAMA0 capture.level=0");
