@@ -19,6 +19,7 @@ pub mod firmware;
 pub mod iommu;
 pub mod lent;
 pub mod mmio;
+pub mod nvme;
 pub mod pci;
 pub mod scsi;
 pub mod serial;

@@ -155,14 +155,17 @@ pub struct Identity {
     pub device: u16,
     /// Class and subclass: 0x0604 is a bridge to another PCI bus.
     pub class: u16,
+    /// Programming interface: which kind of its class it is.
+    pub interface: u8,
 }
 
 /// Reads what the function is.
 #[must_use]
 pub fn identity(config: &dyn ConfigSpace, at: Function) -> Identity {
     let id = config.read(at, register::ID);
-    let class = (config.read(at, register::CLASS) >> 16) as u16;
-    Identity { vendor: id as u16, device: (id >> 16) as u16, class }
+    let class = config.read(at, register::CLASS);
+    let (class, interface) = ((class >> 16) as u16, (class >> 8) as u8);
+    Identity { vendor: id as u16, device: (id >> 16) as u16, class, interface }
 }
 
 /// Lets the function answer to its memory registers, and be bus master or not. Interrupts stay off.
@@ -253,7 +256,7 @@ pub(crate) mod tests {
         let mut found = Vec::new();
         each_function(&config, &mut |at| found.push(at));
         assert_eq!(found, [AT]);
-        let expected = Identity { vendor: 0x1af4, device: 0x1042, class: 0x0100 };
+        let expected = Identity { vendor: 0x1af4, device: 0x1042, class: 0x0100, interface: 0 };
         assert_eq!(identity(&config, AT), expected);
     }
 

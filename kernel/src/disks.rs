@@ -8,6 +8,7 @@ use drivers::block::{BlockDevice, BlockError};
 use drivers::clock::TimedOut;
 use drivers::firmware::{Firmware, Iommu};
 use drivers::iommu;
+use drivers::nvme::{self, Nvme};
 use drivers::pci::{self, ConfigSpace, Function, Identity};
 use drivers::scsi::Unusable;
 use drivers::virtio::Transport;
@@ -43,6 +44,9 @@ const MAX_DEAD: usize = 16;
 /// through.
 #[derive(Default)]
 pub struct Dead(Vec<(Place, u32), MAX_DEAD>);
+
+/// The controller itself, which is no disk's number.
+const CONTROLLER: u32 = u32::MAX;
 
 /// Where a controller is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,7 +137,7 @@ fn switch_iommus_off(firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Addres
 
 /// Whether a PCI function has disks that can be driven.
 fn is_disk(identity: Identity) -> bool {
-    is_block_device(identity) || is_scsi_host(identity)
+    is_block_device(identity) || is_scsi_host(identity) || nvme::is_controller(identity)
 }
 
 /// A walk along the disks.
@@ -163,6 +167,8 @@ impl Walk<'_> {
         } else if is_scsi_host(identity) {
             let transport = open();
             self.virtio_scsi(Place::Pci(at), transport);
+        } else if nvme::is_controller(identity) {
+            self.nvme(config, at);
         } else {
             return;
         }
@@ -202,27 +208,25 @@ impl Walk<'_> {
 
     /// Opens the disks behind a SCSI host, each after a reset of the host.
     fn virtio_scsi<T: Transport>(&mut self, place: Place, transport: Result<T, impl fmt::Display>) {
-        /// The host itself, which is no unit's number.
-        const HOST: u32 = u32::MAX;
         const SILENT: ScsiError = ScsiError::Unit(Unusable::Broken(BlockError::Timeout));
-        if self.is_dead(place, HOST) {
+        if self.is_dead(place, CONTROLLER) {
             return;
         }
         let transport = match transport {
             Ok(transport) => transport,
-            Err(why) => return self.refuse((place, HOST), &place, &why),
+            Err(why) => return self.refuse((place, CONTROLLER), &place, &why),
         };
         let (transport, pool, clock) =
             (&transport as &dyn Transport, arch::dma_pool(), &PayloadClock);
         let units = match scsi::scan(transport, pool, clock) {
             Ok(units) => units,
-            Err(why) => return self.refuse((place, HOST), &place, &why),
+            Err(why) => return self.refuse((place, CONTROLLER), &place, &why),
         };
         if units.more {
             say!("disk {place}: virtio-scsi with more than is looked at");
         } else if units.found.is_empty() {
             say!("disk {place}: virtio-scsi with nothing attached");
-            let _ = self.dead.0.push((place, HOST));
+            let _ = self.dead.0.push((place, CONTROLLER));
         }
         let mut silent = 0;
         for unit in units.found {
@@ -237,6 +241,42 @@ impl Walk<'_> {
             let disk = VirtioScsi::open(transport, pool, clock, unit);
             silent += u8::from(matches!(disk, Err(SILENT)));
             self.show((place, number), &format_args!("{place} {unit}"), "virtio-scsi", disk);
+        }
+    }
+
+    /// Opens the namespaces of an NVMe controller, each after a reset of the controller.
+    fn nvme(&mut self, config: &dyn ConfigSpace, at: Function) {
+        let place = Place::Pci(at);
+        if self.is_dead(place, CONTROLLER) {
+            return;
+        }
+        let registers = match nvme::map(config, self.memory, at) {
+            Ok(registers) => registers,
+            Err(why) => return self.refuse((place, CONTROLLER), &place, &why),
+        };
+        let (pool, clock) = (arch::dma_pool(), &PayloadClock);
+        let go = || pci::enable(config, at, true);
+        let namespaces = match nvme::scan(&registers, pool, clock, &go) {
+            Ok(namespaces) => namespaces,
+            Err(why) => return self.refuse((place, CONTROLLER), &place, &why),
+        };
+        if namespaces.is_empty() {
+            self.refuse((place, CONTROLLER), &place, &"NVMe without a namespace");
+        }
+        for id in namespaces {
+            if self.visitor.is_over() || self.is_dead(place, CONTROLLER) {
+                return;
+            }
+            if self.is_dead(place, id) {
+                continue;
+            }
+            // Not bus master while it may still be about what was before.
+            pci::stop_bus_master(config, at);
+            let disk = Nvme::open(&registers, pool, clock, &go, id);
+            if let Err(why @ (nvme::OpenError::Reset | nvme::OpenError::Timeout)) = disk {
+                return self.refuse((place, CONTROLLER), &place, &why);
+            }
+            self.show((place, id), &format_args!("{place} namespace {id}"), "NVMe", disk);
         }
     }
 

@@ -27,7 +27,7 @@ use drivers::dma::{DmaMemory, DmaPool};
 use spin::Once;
 
 /// Memory for queues and buffers of one disk at a time, in bytes.
-const DMA_BYTES: usize = 28 << 10;
+const DMA_BYTES: usize = 44 << 10;
 
 /// The memory that devices may read and write by themselves.
 pub fn dma_pool() -> &'static DmaPool {

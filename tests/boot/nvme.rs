@@ -1,0 +1,66 @@
+//! Dumps to NVMe disks.
+
+use anyhow::{Result, ensure};
+use tests::crash::{Crashed, Dumped, bench, directory};
+use tests::stories;
+use xtask::guest::Scenario;
+use xtask::qemu::sparse_image;
+
+stories! {
+    x86_64:
+        blocks_of_512_bytes,
+        blocks_of_4_kib,
+        behind_a_root_port,
+        through_an_iommu,
+        second_namespace_is_taken_when_only_it_has_a_mark;
+    aarch64:
+        blocks_of_512_bytes;
+}
+
+fn blocks_of_512_bytes(arch: &'static str) -> Result<()> {
+    takes_every_byte(arch, "nvme").map(drop)
+}
+
+fn blocks_of_4_kib(arch: &'static str) -> Result<()> {
+    takes_every_byte(arch, "nvme-4k").map(drop)
+}
+
+fn behind_a_root_port(arch: &'static str) -> Result<()> {
+    let dumped = takes_every_byte(arch, "nvme-root-port")?;
+    let line = dumped.crashed.expect_payload_line(": NVMe, ")?;
+    ensure!(!line.contains("0000:00:"), "not behind a port: {line}");
+    Ok(())
+}
+
+fn through_an_iommu(arch: &'static str) -> Result<()> {
+    takes_every_byte(arch, "nvme-vtd")?.crashed.expect_payload_line(": switched off").map(drop)
+}
+
+/// The dump is what QEMU reads of the memory.
+fn takes_every_byte(arch: &'static str, machine: &str) -> Result<Dumped> {
+    let bench = bench(arch)?;
+    let scenario = Scenario { machine: machine.to_owned(), ..bench.scenario() };
+    let dumped = Dumped::new(bench, &format!("nvme/{arch}-{machine}"), scenario)?;
+    let end = &dumped.crashed.end;
+    ensure!(end == "guest-reset", "no reboot but {end}");
+    dumped.crashed.expect_payload_line(" namespace 1: NVMe, 640 MiB")?;
+    ensure!(dumped.differences.is_empty(), "{:#?}", dumped.differences);
+    Ok(dumped)
+}
+
+fn second_namespace_is_taken_when_only_it_has_a_mark(arch: &'static str) -> Result<()> {
+    let bench = bench(arch)?;
+    let directory = directory(&format!("nvme/{arch}-namespaces"))?;
+    let machine = "nvme-namespaces".to_owned();
+    let scenario = Scenario { machine, ..bench.scenario() };
+    let first = sparse_image(&directory.join("first.img"), 64 << 20)?;
+    let before = std::fs::read(&first.image)?;
+    let second = bench.reserved_disk(&scenario, &directory, "second.img")?;
+    let disks = vec![first.clone(), second.clone()];
+    let crashed = Crashed::new(bench, &scenario, disks, &directory, |_| Ok(()))?;
+    crashed.expect_payload_line(" namespace 1: no reservation mark")?;
+    crashed.expect_payload_line("complete after")?;
+    ensure!(before == std::fs::read(&first.image)?, "the first namespace was written to");
+    bench.loader.save(&second.image, &directory)?;
+    Ok(())
+}
