@@ -24,6 +24,7 @@ pub mod pci;
 pub mod scsi;
 pub mod serial;
 pub mod virtio;
+pub mod watchdog;
 
 use core::fmt;
 

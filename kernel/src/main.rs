@@ -19,6 +19,7 @@ mod rescue;
 mod stack;
 mod targets;
 mod time;
+mod watchdogs;
 mod windows;
 
 use core::fmt;
@@ -247,6 +248,7 @@ fn dump(
     let payload = Payload { version: VERSION, memory_used: boot.image_size };
     let memory = boot.memory.with_devices(old);
     let mut machine = ThisMachine::new(&memory, options);
+    watchdogs::find(firmware, &memory);
     // Nobody has told the devices: what they still write must not go into the dump.
     let quiet = Quiet::make(firmware, &memory);
     to_first_target(&mut machine, options, (firmware, &quiet), source, payload, buffers)?;

@@ -5,14 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use format::BLOCK;
 use format::area::{Reason, State, Trailer};
-use serde_json::json;
 use tests::core_file::CoreFile;
 use tests::crash::{Crashed, analyzer, bench, directory, receive_saved};
 use tests::stories;
 use tests::trace::{from_crash, of_analyzer};
 use xtask::dump::{DUMP, Workbench};
 use xtask::guest::Scenario;
-use xtask::qemu::{Disk, Vm};
+use xtask::qemu::Disk;
 
 stories! {
     x86_64:
@@ -52,18 +51,9 @@ fn with_slow_disk(
 ) -> Result<Crashed> {
     let mut vm = bench.guest().boot(scenario, disks.to_vec(), directory)?;
     vm.expect(&["tinykdump: writing"], DUMP)?;
-    throttle(&mut vm, rate)?;
+    vm.throttle("disk0", rate)?;
     let end = vm.wait_for_end(DUMP)?;
     Ok(Crashed { console: vm.quit()?, end })
-}
-
-fn throttle(vm: &mut Vm, rate: u64) -> Result<()> {
-    // The crash card gets through at once.
-    let limits = json!({
-        "device": "disk0", "bps": 0, "bps_rd": 0, "bps_wr": rate, "bps_wr_max": rate.max(4 << 20),
-        "iops": 0, "iops_rd": 0, "iops_wr": 0
-    });
-    vm.qmp("block_set_io_throttle", limits).map(drop)
 }
 
 /// The second disk has all of it, and the first one's area says why it has not.

@@ -13,7 +13,7 @@ use tests::crash::{Crashed, analyzer, bench, directory};
 use tests::trace::{from_crash, of_analyzer};
 use tests::wire::{Settings, Wire};
 use xtask::dump::DUMP;
-use xtask::guest::Scenario;
+use xtask::guest::{Scenario, Trigger};
 use xtask::qemu::{Blob, Vm};
 
 /// QEMU's monitor command for a machine check on CPU 0, bank 1: uncorrected, with an address; the
@@ -55,6 +55,44 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
     std::fs::remove_file(&dump)?;
     std::fs::remove_file(&disk.image)?;
+    Ok(())
+}
+
+/// The TCO timer of q35's chipset, where firmware puts it: its value in steps of 0.6 s, and its control
+/// register, in which a bit that is zero lets it run (ICH9, 13.9). Run out twice, it resets the machine.
+const TCO_SECONDS: u64 = 3;
+const LET_TCO_RUN: [&str; 2] = ["o /h 0x672 5", "o /h 0x668 0"];
+
+/// Clears "no reboot" in the chipset's GCS, as Linux's driver of the timer does, which this kernel lacks.
+const LET_TCO_RESET: &str = "devmem 0xfed1f410 32 0";
+
+#[test]
+fn watchdog_that_runs_does_not_end_the_dump() -> Result<()> {
+    let bench = bench("x86_64")?;
+    let machine = "watchdog".to_owned();
+    let (before, trigger) = (LET_TCO_RESET.to_owned(), Trigger::FromOutside);
+    let scenario = Scenario { machine, before, trigger, ..bench.scenario() };
+    let directory = directory("faults/watchdog")?;
+    let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
+    // Nobody pets it: the machine is reset.
+    let mut vm = bench.guest().boot(&scenario, vec![disk.clone()], &directory)?;
+    LET_TCO_RUN.iter().try_for_each(|command| vm.monitor(command).map(drop))?;
+    let begun = Instant::now();
+    ensure!(vm.wait_for_end(Duration::from_secs(60))? == "guest-reset", "no reset");
+    ensure!(begun.elapsed() > Duration::from_secs(TCO_SECONDS), "too soon");
+    vm.quit()?;
+    // The payload does, over a disk that takes three times as long.
+    let scenario = Scenario { trigger: Trigger::Sysrq, ..scenario };
+    let mut vm = bench.guest().boot(&scenario, vec![disk.clone()], &directory)?;
+    LET_TCO_RUN.iter().try_for_each(|command| vm.monitor(command).map(drop))?;
+    vm.expect(&["tinykdump: the TCO watchdog runs"], DUMP)?;
+    let begun = Instant::now();
+    vm.throttle("disk0", 32 << 20)?;
+    vm.expect(&["tinykdump: complete"], DUMP)?;
+    let took = begun.elapsed();
+    ensure!(took > Duration::from_secs(4 * TCO_SECONDS), "no test of the watchdog: {took:?}");
+    vm.wait_for_end(DUMP)?;
+    bench.loader.save(&disk.image, &directory)?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use heapless::Vec;
 
 use crate::firmware::{
     EcamRange, Firmware, MAX_PCI_HOSTS, PciHost, PsciConduit, SoftOff, Uart, UartKind,
+    WatchdogFrames,
 };
 use crate::{PhysAddr, Physical};
 
@@ -37,6 +38,7 @@ pub fn fill(firmware: &mut Firmware, physical: &dyn Physical, rsdp: PhysAddr) {
             b"GTDT" => {
                 let frame = counter_control(physical, &table);
                 firmware.counter_control = firmware.counter_control.or(frame);
+                take_watchdogs(firmware, physical, &table);
             }
             _ => iommu::take(firmware, physical, &table),
         }
@@ -238,6 +240,30 @@ fn ns16550(bit_width: u8, access_size: u8) -> Option<UartKind> {
 fn counter_control(physical: &dyn Physical, gtdt: &Table) -> Option<PhysAddr> {
     let base = u64::from_le_bytes(gtdt.read(physical, 36)?);
     (base != 0 && base != u64::MAX).then_some(PhysAddr(base))
+}
+
+/// Takes the watchdogs among GTDT's platform timers (section 5.2.25.2), but for those of the secure world.
+fn take_watchdogs(firmware: &mut Firmware, physical: &dyn Physical, gtdt: &Table) {
+    const MAX_TIMERS: u32 = 64;
+    const WATCHDOG: u8 = 1;
+    const SECURE: u32 = 1 << 2;
+    let word = |offset: u32| gtdt.read(physical, offset).map(u32::from_le_bytes);
+    let (Some(count), Some(first)) = (word(88), word(92)) else { return };
+    let mut at = first.max(Table::HEADER);
+    for _ in 0..count.min(MAX_TIMERS) {
+        let Some([kind, low, high, _]) = gtdt.read(physical, at) else { return };
+        if kind == WATCHDOG
+            && let Some(refresh) = gtdt.read(physical, at + 4).map(u64::from_le_bytes)
+            && let Some(control) = gtdt.read(physical, at + 12).map(u64::from_le_bytes)
+            && word(at + 24).is_some_and(|flags| flags & SECURE == 0)
+        {
+            let (refresh, control) = (PhysAddr(refresh), PhysAddr(control));
+            let _ = firmware.watchdogs.push(WatchdogFrames { refresh, control });
+        }
+        let length = u16::from_le_bytes([low, high]);
+        let Some(next) = at.checked_add(length.into()).filter(|&next| next > at) else { return };
+        at = next;
+    }
 }
 
 /// The range that an entry of MCFG describes, if it makes sense.

@@ -220,3 +220,26 @@ fn what_another_source_knows_is_kept() {
     fill(&mut firmware, &tables, rsdp);
     assert_eq!(firmware, before);
 }
+
+#[test]
+fn generic_watchdogs_are_found_but_for_those_of_the_secure_world() {
+    let watchdog = |refresh: u64, flags: u32| {
+        let head: Vec<u8> = [1, 28, 0, 0].into();
+        let (frames, gsiv) = ([refresh, refresh + 0x1_0000].map(u64::to_le_bytes), [0; 4]);
+        [head, frames.concat(), gsiv.to_vec(), flags.to_le_bytes().to_vec()].concat()
+    };
+    // A block of timers between them, and one more than there are.
+    let mut body = std::vec![0; 96 - 36];
+    body[88 - 36..92 - 36].copy_from_slice(&4u32.to_le_bytes());
+    body[92 - 36..].copy_from_slice(&96u32.to_le_bytes());
+    body.extend(watchdog(0x2a44_0000, 0));
+    body.extend([0, 20, 0, 0].iter().chain(&[0; 16]));
+    body.extend(watchdog(0x2a50_0000, 4));
+    let mut tables = Tables::default();
+    let gtdt = tables.add(b"GTDT", &body);
+    let rsdt = tables.add(b"RSDT", &(gtdt as u32).to_le_bytes());
+    let rsdp = tables.add_rsdp(rsdt);
+    let found = read(&tables, rsdp).watchdogs;
+    let (refresh, control) = (PhysAddr(0x2a44_0000), PhysAddr(0x2a45_0000));
+    assert_eq!(found.as_slice(), [WatchdogFrames { refresh, control }]);
+}

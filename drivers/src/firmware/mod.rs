@@ -24,6 +24,9 @@ pub const MAX_VIRTIO_MMIO: usize = 32;
 /// Most IOMMUs that are remembered: large machines have one for each root complex.
 pub const MAX_IOMMUS: usize = 32;
 
+/// Most generic watchdogs that are remembered.
+pub const MAX_WATCHDOGS: usize = 4;
+
 /// The facts that a dump needs. What is not known is `None` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Firmware {
@@ -37,6 +40,8 @@ pub struct Firmware {
     pub iommus: Vec<Iommu, MAX_IOMMUS>,
     /// Whether there are more.
     pub more_iommus: bool,
+    /// Generic watchdogs of ARM machines.
+    pub watchdogs: Vec<WatchdogFrames, MAX_WATCHDOGS>,
     /// How PSCI is called (ARM DEN 0022), version 0.2 or newer.
     pub psci: Option<PsciConduit>,
     /// Frequency of the ARM generic timer in Hz, for processors whose CNTFRQ_EL0 was never set.
@@ -61,6 +66,15 @@ impl Firmware {
             self.more_iommus |= self.iommus.push(iommu).is_err();
         }
     }
+}
+
+/// Where the registers of a generic watchdog are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchdogFrames {
+    /// The frame that it is petted by.
+    pub refresh: PhysAddr,
+    /// The frame that says whether it runs.
+    pub control: PhysAddr,
 }
 
 /// An IOMMU.

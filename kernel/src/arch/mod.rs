@@ -8,6 +8,7 @@
 //! | `clock.rs` | [`clock::ticks`], [`clock::ticks_per_second`] |
 //! | `console.rs` | [`console::IO_PORTS`], [`console::io_port`]: serial ports that are not in memory |
 //! | `pci.rs` | [`pci::each_config_space`]: PCI configuration space |
+//! | `ports.rs` | [`ports::IoPorts`] |
 //! | `reset.rs` | [`reset::reboot`], [`reset::power_off`], [`reset::halt`], none of which returns |
 //!
 //! and `mod.rs` itself its `NAME`, the `KERNEL` that loads it, and `dma_barrier`, which devices heed.

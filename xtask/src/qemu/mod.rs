@@ -286,6 +286,19 @@ impl Vm {
         Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
+    /// Slows a disk, `disk0` for the first, down to `rate` bytes written per second. A few MiB get through
+    /// at once.
+    ///
+    /// # Errors
+    /// When QEMU refuses or does not answer.
+    pub fn throttle(&mut self, disk: &str, rate: u64) -> Result<()> {
+        let limits = json!({
+            "device": disk, "bps": 0, "bps_rd": 0, "bps_wr": rate, "bps_wr_max": rate.max(4 << 20),
+            "iops": 0, "iops_rd": 0, "iops_wr": 0
+        });
+        self.qmp("block_set_io_throttle", limits).map(drop)
+    }
+
     /// Writes `size` bytes of the guest's physical memory from `address` on, as QEMU reads it, into
     /// the file `path`.
     ///

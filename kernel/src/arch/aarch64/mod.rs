@@ -5,6 +5,7 @@ pub mod console;
 pub mod entry;
 pub mod paging;
 pub mod pci;
+pub mod ports;
 pub mod reset;
 pub mod trap;
 
