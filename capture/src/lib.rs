@@ -75,7 +75,8 @@ pub enum DiskError {
     Failed,
     /// It did not answer before its deadline.
     Timeout,
-    /// The request lies outside of the disk, or is not made of whole blocks of 4 KiB.
+    /// The request lies outside of the disk, is not made of whole blocks of 4 KiB, or is about memory
+    /// that the disk does not reach.
     Range,
 }
 
@@ -84,7 +85,7 @@ impl fmt::Display for DiskError {
         f.write_str(match self {
             DiskError::Failed => "the disk reported an error",
             DiskError::Timeout => "the disk did not answer in time",
-            DiskError::Range => "a request outside of the disk",
+            DiskError::Range => "a request outside of the disk, or of the memory that it reaches",
         })
     }
 }

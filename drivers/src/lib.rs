@@ -12,6 +12,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod ahci;
 pub mod block;
 pub mod clock;
 pub mod dma;

@@ -23,7 +23,8 @@ pub enum BlockError {
     Protocol,
     /// It did not answer in time.
     Timeout,
-    /// The request is not within the disk, or not made of whole blocks.
+    /// The request is not within the disk, or not made of whole blocks, or its memory is where the
+    /// disk's controller does not reach.
     Range,
 }
 
@@ -33,7 +34,7 @@ impl fmt::Display for BlockError {
             BlockError::Device => "the disk reported an error",
             BlockError::Protocol => "the disk broke its protocol",
             BlockError::Timeout => "the disk did not answer in time",
-            BlockError::Range => "a request outside of the disk",
+            BlockError::Range => "a request outside of the disk, or of the memory that it reaches",
         })
     }
 }

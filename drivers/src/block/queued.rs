@@ -77,6 +77,11 @@ pub trait Protocol {
     /// Memory of [`BOUNCE_BYTES`] that the disk may read and write.
     fn bounces(&self) -> &DmaBuffer<'_>;
 
+    /// Whether the disk can fetch `size` bytes of memory at `memory`.
+    fn reaches(&self, _memory: PhysAddr, _size: u64) -> bool {
+        true
+    }
+
     /// Hands `request` to the disk, in a slot that is free.
     fn submit(&mut self, slot: u16, request: Request);
 
@@ -246,6 +251,9 @@ impl<P: Protocol> BlockDevice for Queued<'_, P> {
 
     fn write_physical(&mut self, at: Lba, from: PhysAddr, size: u64) -> Result<(), BlockError> {
         self.check_range(at, size)?;
+        if !self.protocol.reaches(from, size) {
+            return Err(BlockError::Range);
+        }
         let mut done = 0;
         while done < size {
             let some = (size - done).min(self.geometry.max_request);
