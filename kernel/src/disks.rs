@@ -4,6 +4,7 @@
 use core::fmt;
 
 use capture::Disk;
+use drivers::ahci::{self, AhciDisk};
 use drivers::block::{BlockDevice, BlockError};
 use drivers::clock::TimedOut;
 use drivers::firmware::{Firmware, Iommu};
@@ -137,7 +138,10 @@ fn switch_iommus_off(firmware: &Firmware, memory: &PhysicalMemory<'_>) -> Addres
 
 /// Whether a PCI function has disks that can be driven.
 fn is_disk(identity: Identity) -> bool {
-    is_block_device(identity) || is_scsi_host(identity) || nvme::is_controller(identity)
+    is_block_device(identity)
+        || is_scsi_host(identity)
+        || nvme::is_controller(identity)
+        || ahci::is_controller(identity)
 }
 
 /// A walk along the disks.
@@ -169,6 +173,8 @@ impl Walk<'_> {
             self.virtio_scsi(Place::Pci(at), transport);
         } else if nvme::is_controller(identity) {
             self.nvme(config, at);
+        } else if ahci::is_controller(identity) {
+            self.ahci(config, at);
         } else {
             return;
         }
@@ -277,6 +283,29 @@ impl Walk<'_> {
                 return self.refuse((place, CONTROLLER), &place, &why);
             }
             self.show((place, id), &format_args!("{place} namespace {id}"), "NVMe", disk);
+        }
+    }
+
+    /// Opens the disks on the ports of an AHCI controller, one after the other.
+    fn ahci(&mut self, config: &dyn ConfigSpace, at: Function) {
+        let place = Place::Pci(at);
+        if self.is_dead(place, CONTROLLER) {
+            return;
+        }
+        let controller = match ahci::open(config, self.memory, &PayloadClock, at) {
+            Ok(controller) => controller,
+            Err(why) => return self.refuse((place, CONTROLLER), &place, &why),
+        };
+        let kind = if controller.is_wide() { "AHCI" } else { "AHCI, memory below 4 GiB only" };
+        for port in controller.ports() {
+            let number = u32::from(port);
+            if self.visitor.is_over() || self.is_dead(place, number) {
+                continue;
+            }
+            let disk = AhciDisk::open(&controller, port, arch::dma_pool(), &PayloadClock);
+            if !matches!(disk, Err(ahci::OpenError::NoDisk)) {
+                self.show((place, number), &format_args!("{place} port {port}"), kind, disk);
+            }
         }
     }
 

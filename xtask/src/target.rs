@@ -60,7 +60,8 @@ pub struct Variant {
     pub machine: String,
     /// `-cpu`.
     pub cpu: String,
-    /// The device that a disk is: `virtio-blk-pci`, or `virtio-blk-device` for one behind virtio-mmio.
+    /// The device that a disk is: `virtio-blk-pci`, or `virtio-blk-device` for one behind virtio-mmio; `{}`
+    /// in it stands for the disk's number.
     pub disk: String,
     /// `-device`, one each, before the disks.
     #[serde(default)]
@@ -90,6 +91,14 @@ pub struct Debian {
     pub architecture: String,
     /// The kernel that usually runs: `6_1` of `[kernel.debian-6_1-amd64]`.
     pub kernel: String,
+}
+
+impl Variant {
+    /// The device that the disk number `index` is.
+    #[must_use]
+    pub fn disk(&self, index: usize) -> String {
+        self.disk.replace("{}", &index.to_string())
+    }
 }
 
 impl Target {

@@ -160,6 +160,12 @@ impl<R: Registers> Controller<R> {
         (0..32).filter(move |port| ports & 1 << port != 0)
     }
 
+    /// Whether it reaches memory above 4 GiB.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.has(capability::ADDRESSES_OF_64_BITS)
+    }
+
     /// Resets the controller, all ports with it, and leaves interrupts off (section 10.4.3).
     fn reset(&self, clock: &dyn Clock) -> Result<(), TimedOut> {
         let registers = &self.registers;
@@ -191,7 +197,7 @@ impl<R: Registers> Controller<R> {
     /// bits or of 32 (section 3.1.1, S64A), and even (section 4.2.3.3).
     fn reaches(&self, at: crate::PhysAddr, size: u64) -> bool {
         let last = at.0.checked_add(size.saturating_sub(1));
-        let limit = if self.has(capability::ADDRESSES_OF_64_BITS) { u64::MAX } else { 0xffff_ffff };
+        let limit = if self.is_wide() { u64::MAX } else { 0xffff_ffff };
         at.0.is_multiple_of(2) && last.is_some_and(|last| last <= limit)
     }
 }

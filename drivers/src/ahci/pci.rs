@@ -4,15 +4,14 @@ use crate::Physical;
 use crate::ahci::{Controller, OpenError, register};
 use crate::clock::Clock;
 use crate::mmio::{Mmio, Registers};
-use crate::pci::{self, BarError, ConfigSpace, Function};
+use crate::pci::{self, BarError, ConfigSpace, Function, Identity};
 
 use core::fmt;
 
-/// Class, subclass and programming interface of a SATA controller that speaks AHCI (section 2.1.5).
-const AHCI: u32 = 0x01_06_01;
-
-/// Where configuration space has them, above the revision.
-const CLASS_CODE: u16 = 0x08;
+/// Class and subclass of a SATA controller, and the programming interface of one that speaks AHCI (section
+/// 2.1.5).
+const SATA: u16 = 0x0106;
+const AHCI: u8 = 1;
 
 /// The BAR of the registers, "ABAR" (section 2.1.11).
 const BAR: u8 = 5;
@@ -37,8 +36,8 @@ impl fmt::Display for Unusable {
 
 /// Whether it is an AHCI controller. One that firmware has set to pretend to be IDE is not.
 #[must_use]
-pub fn is_controller(config: &dyn ConfigSpace, at: Function) -> bool {
-    config.read(at, CLASS_CODE) >> 8 == AHCI
+pub fn is_controller(identity: Identity) -> bool {
+    identity.class == SATA && identity.interface == AHCI
 }
 
 /// Maps the registers of the controller at `at`, resets it, and only then lets it be bus master: it
@@ -75,7 +74,7 @@ mod tests {
 
     #[test]
     fn controllers_that_speak_ahci_are_known_by_their_class() {
-        let is = |class| is_controller(&FakeConfig::new(&[(8, class)]), AT);
+        let is = |class| is_controller(pci::identity(&FakeConfig::new(&[(8, class)]), AT));
         assert!(is(0x0106_0102));
         assert!(!is(0x0106_0002), "a vendor's own interface");
         assert!(!is(0x0101_8a02), "IDE");

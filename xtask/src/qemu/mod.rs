@@ -214,7 +214,7 @@ impl Machine<'_> {
             command
                 .arg("-drive")
                 .arg(format!("if=none,id=disk{index},format=raw,file={image},{}", disk.options))
-                .args(["-device", &format!("{},drive=disk{index}", self.variant.disk)]);
+                .args(["-device", &format!("{},drive=disk{index}", self.variant.disk(index))]);
         }
         command
     }
