@@ -23,8 +23,8 @@ use heapless::Vec;
 use crate::arch;
 use crate::disk::ByteDisk;
 use crate::memory::PhysicalMemory;
-use crate::say;
 use crate::time::PayloadClock;
+use crate::{say, watchdogs};
 
 /// Who looks for a disk.
 pub trait Visitor {
@@ -85,10 +85,16 @@ pub struct Quiet<'a> {
 
 impl<'a> Quiet<'a> {
     /// Stops all devices that can be found, for nobody shut them down, and then switches the IOMMUs off.
+    /// Watchdogs are petted from now on.
     pub fn make(firmware: &'a Firmware, memory: &'a PhysicalMemory<'a>) -> Quiet<'a> {
+        let mut watchdogs = watchdogs::Search::new(memory);
         arch::pci::each_config_space(firmware, memory, &mut |config| {
-            pci::each_function(config, &mut |at| pci::stop_bus_master(config, at));
+            pci::each_function(config, &mut |at| {
+                pci::stop_bus_master(config, at);
+                watchdogs.look_at(config, at);
+            });
         });
+        watchdogs.finish(firmware);
         for &at in &firmware.virtio_mmio {
             memory.with_registers(at, mmio::SIZE, mmio::stop);
         }

@@ -248,7 +248,6 @@ fn dump(
     let payload = Payload { version: VERSION, memory_used: boot.image_size };
     let memory = boot.memory.with_devices(old);
     let mut machine = ThisMachine::new(&memory, options);
-    watchdogs::find(firmware, &memory);
     // Nobody has told the devices: what they still write must not go into the dump.
     let quiet = Quiet::make(firmware, &memory);
     to_first_target(&mut machine, options, (firmware, &quiet), source, payload, buffers)?;
@@ -264,7 +263,8 @@ fn to_first_target(
     payload: Payload<'_>,
     buffers: &mut Buffers,
 ) -> Result<(), Failure> {
-    let mut closest = Failure::Plain(Reason::Refused);
+    let is_refused = options.to.iter().next().is_none();
+    let mut closest = Failure::Plain(if is_refused { Reason::Refused } else { Reason::OutOfTime });
     let mut dead = Dead::default();
     let mut told = |failure: Failure| {
         say!("this target has no dump: {failure}");
