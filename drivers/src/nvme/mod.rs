@@ -86,7 +86,9 @@ fn registers_size(registers: &dyn Registers) -> Option<u64> {
     (high != u32::MAX && stride <= MAX_STRIDE).then_some(register::DOORBELLS + doorbells)
 }
 
-/// Maps the registers of the controller at `at`, which is no bus master then.
+/// Maps the registers of the controller at `at`, which is no bus master then, and sends no interrupts as
+/// messages: while it may, its interrupt mask is not to be touched (3.1.3), and completions of the
+/// administrative queue would raise them.
 ///
 /// # Errors
 /// [`Unreachable`]
@@ -98,6 +100,7 @@ pub fn map(
     let map = |size| pci::map_bar(config, physical, at, 0, 0, size).map_err(Unreachable::Bar);
     // Before its memory is decoded: it may have none yet.
     pci::stop_bus_master(config, at);
+    pci::stop_messages(config, at);
     let first = map(register::DOORBELLS)?;
     pci::enable(config, at, false);
     map(registers_size(&first).ok_or(Unreachable::Gone)?)
