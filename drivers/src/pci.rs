@@ -27,6 +27,13 @@ const COMMAND_BUS_MASTER: u32 = 1 << 2;
 const COMMAND_INTERRUPTS_OFF: u32 = 1 << 10;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
 
+/// Capabilities of interrupts that are sent as messages, and the bits that allow them, in the word that the
+/// capability begins with (PCI 3.0, 6.8.1.3 and 6.8.2.3).
+const CAPABILITY_MSI: u8 = 0x05;
+const CAPABILITY_MSI_X: u8 = 0x11;
+const MSI_ENABLE: u32 = 1 << 16;
+const MSI_X_ENABLE: u32 = 1 << 31;
+
 /// A capability list that is longer runs in circles: 48 is what fits into 192 bytes.
 const MAX_CAPABILITIES: usize = 48;
 
@@ -186,6 +193,21 @@ pub fn stop_bus_master(config: &dyn ConfigSpace, at: Function) {
     }
 }
 
+/// Takes from a function the interrupts that it sends as messages, which the dead kernel allowed. To be
+/// called before it is bus master again.
+pub fn stop_messages(config: &dyn ConfigSpace, at: Function) {
+    find_capability(config, at, &mut |id, offset| {
+        let enable = match id {
+            CAPABILITY_MSI => MSI_ENABLE,
+            CAPABILITY_MSI_X => MSI_X_ENABLE,
+            _ => return None::<()>,
+        };
+        let word = config.read(at, offset);
+        config.write(at, offset, word & !enable);
+        None
+    });
+}
+
 /// Calls `each` with id and offset of every capability of the function, until it gives a value.
 pub fn find_capability<T>(
     config: &dyn ConfigSpace,
@@ -302,6 +324,16 @@ pub(crate) mod tests {
             None::<()>
         });
         assert_eq!((none, seen), (None, MAX_CAPABILITIES));
+    }
+
+    #[test]
+    fn interrupts_that_are_sent_as_messages_are_stopped_and_nothing_else() {
+        let words = [(4, 1 << 20), (0x34, 0x40), (0x40, 0x8081_5005), (0x50, 0xc03f_6011)];
+        let config = FakeConfig::new(&words);
+        config.words.borrow_mut().insert(0x60, 0x8001_0010);
+        stop_messages(&config, AT);
+        let after = [0x40, 0x50, 0x60].map(|offset| config.read(AT, offset));
+        assert_eq!(after, [0x8080_5005, 0x403f_6011, 0x8001_0010]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use tests::crash::{Crashed, Dumped, bench, directory};
 use tests::stories;
+use xtask::dump::DUMP;
 use xtask::guest::Scenario;
 use xtask::qemu::sparse_image;
 
@@ -12,7 +13,8 @@ stories! {
         blocks_of_4_kib,
         behind_a_root_port,
         through_an_iommu,
-        second_namespace_is_taken_when_only_it_has_a_mark;
+        second_namespace_is_taken_when_only_it_has_a_mark,
+        namespace_that_falls_silent_is_left_for_the_next_one;
     aarch64:
         blocks_of_512_bytes;
 }
@@ -61,6 +63,29 @@ fn second_namespace_is_taken_when_only_it_has_a_mark(arch: &'static str) -> Resu
     crashed.expect_payload_line(" namespace 1: no reservation mark")?;
     crashed.expect_payload_line("complete after")?;
     ensure!(before == std::fs::read(&first.image)?, "the first namespace was written to");
+    bench.loader.save(&second.image, &directory)?;
+    Ok(())
+}
+
+/// The controller has its memory back, and is used again, with requests that it never finished.
+fn namespace_that_falls_silent_is_left_for_the_next_one(arch: &'static str) -> Result<()> {
+    let bench = bench(arch)?;
+    let directory = directory(&format!("nvme/{arch}-silent"))?;
+    let machine = "nvme-namespaces".to_owned();
+    let scenario = Scenario { machine, ..bench.scenario() };
+    let [first, second] =
+        ["first.img", "second.img"].map(|image| bench.reserved_disk(&scenario, &directory, image));
+    let (first, second) = (first?, second?);
+    let mut vm = bench.guest().boot(&scenario, vec![first, second.clone()], &directory)?;
+    vm.expect(&["tinykdump: writing"], DUMP)?;
+    // A request of 256 KiB takes three days.
+    vm.throttle("disk0", 1)?;
+    let end = vm.wait_for_end(DUMP)?;
+    let crashed = Crashed { console: vm.quit()?, end };
+    crashed.expect_payload_line(" namespace 1: the disk did not answer in time")?;
+    crashed.expect_payload_line(" namespace 2: NVMe, ")?;
+    crashed.expect_payload_line("complete after")?;
+    ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);
     bench.loader.save(&second.image, &directory)?;
     Ok(())
 }

@@ -12,6 +12,9 @@ use crate::dma::DmaPool;
 use crate::dma::tests::host_pool;
 use crate::mmio::Registers;
 
+/// When a controller that was just started is ready.
+const STARTED_US: u64 = 500_000;
+
 /// How the controller behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temper {
@@ -34,8 +37,12 @@ pub enum Temper {
     Fatal,
     /// Does not stop.
     Unstoppable,
-    /// Knows no list of active namespaces, as controllers before version 1.1.
+    /// Was started just before the kernel died, and needs half a second more.
+    Starting,
+    /// Is of version 1.0, and takes a list of active namespaces for something else.
     Old,
+    /// Says that it is newer than that, and refuses the list all the same.
+    Listless,
 }
 
 /// A namespace.
@@ -102,7 +109,7 @@ impl Fake {
             most_waiting: 0,
             largest: 0,
             // The dead kernel left it running.
-            ready: true,
+            ready: temper != Temper::Starting,
             registers: BTreeMap::from([(0x14, 0x0046_0001)]),
             queues: Default::default(),
             to_pointer: 0,
@@ -125,6 +132,10 @@ impl Clock for Fake {
         if device.temper == Temper::Slow {
             device.work(1);
         }
+        if device.temper == Temper::Starting && self.now.get() > STARTED_US {
+            device.temper = Temper::Good;
+            device.ready = true;
+        }
         self.now.get()
     }
 }
@@ -141,6 +152,7 @@ impl Device {
 
     fn configure(&mut self, value: u32) {
         if value & 1 == 0 {
+            assert_ne!(self.temper, Temper::Starting, "stopped before it is ready");
             self.ready = self.temper == Temper::Unstoppable;
             self.queues = Default::default();
             return;
@@ -211,7 +223,8 @@ impl Device {
                 page[525] = 1;
                 page[516..520].copy_from_slice(&(self.disks.len() as u32).to_le_bytes());
             }
-            (6, 2) if self.temper == Temper::Old => return 2,
+            (6, 2) if self.temper == Temper::Old => page.fill(7),
+            (6, 2) if self.temper == Temper::Listless => return 2,
             (6, 2) => {
                 for (slot, id) in page.chunks_mut(4).zip(self.disks.keys()) {
                     slot.copy_from_slice(&id.to_le_bytes());
@@ -317,6 +330,13 @@ impl Registers for Fake {
             // 64 entries, a wait of a second at most; the NVM command set, pages of 4 KiB.
             0x00 => 1 << 24 | 63,
             0x04 => 1 << 5 | device.stride,
+            0x08 => {
+                if device.temper == Temper::Old {
+                    0x1_0000
+                } else {
+                    0x1_0400
+                }
+            }
             0x1c => u32::from(device.ready) | u32::from(device.temper == Temper::Fatal) << 1,
             _ => device.register(offset),
         }

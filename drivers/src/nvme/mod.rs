@@ -25,6 +25,7 @@ use queue::Pair;
 /// Registers (3.1).
 mod register {
     pub const CAP: u64 = 0x00;
+    pub const VS: u64 = 0x08;
     pub const INTMS: u64 = 0x0c;
     pub const CC: u64 = 0x14;
     pub const CSTS: u64 = 0x1c;
@@ -41,6 +42,12 @@ const CC_ENTRY_SIZES: u32 = 6 << 16 | 4 << 20;
 /// Controller status (3.1.6).
 const CSTS_READY: u32 = 1;
 const CSTS_FATAL: u32 = 1 << 1;
+
+/// The first version with a list of active namespaces: 1.1 (3.1.2).
+const VERSION_1_1: u32 = 0x0001_0100;
+
+/// The number that means every namespace (6.1.2).
+const ALL_NAMESPACES: u32 = u32::MAX;
 
 /// Unit of the time that a controller claims for getting ready, in microseconds (3.1.1, CAP.TO).
 const TIMEOUT_UNIT_US: u64 = 500_000;
@@ -79,7 +86,9 @@ fn registers_size(registers: &dyn Registers) -> Option<u64> {
     (high != u32::MAX && stride <= MAX_STRIDE).then_some(register::DOORBELLS + doorbells)
 }
 
-/// Maps the registers of the controller at `at`, which is no bus master then.
+/// Maps the registers of the controller at `at`, which is no bus master then, and sends no interrupts as
+/// messages: while it may, its interrupt mask is not to be touched (3.1.3), and completions of the
+/// administrative queue would raise them.
 ///
 /// # Errors
 /// [`Unreachable`]
@@ -91,6 +100,7 @@ pub fn map(
     let map = |size| pci::map_bar(config, physical, at, 0, 0, size).map_err(Unreachable::Bar);
     // Before its memory is decoded: it may have none yet.
     pci::stop_bus_master(config, at);
+    pci::stop_messages(config, at);
     let first = map(register::DOORBELLS)?;
     pci::enable(config, at, false);
     map(registers_size(&first).ok_or(Unreachable::Gone)?)
@@ -222,6 +232,11 @@ impl<'a, 'r> Controller<'a, 'r> {
         }
         let ready_us = (u64::from(low >> 24) + 1) * TIMEOUT_UNIT_US;
         let device = Device { registers, stride: high & 0xf, ready_us };
+        if registers.read32(register::CC) & CC_ENABLE != 0 {
+            // What one does that is stopped while it gets ready is undefined (3.1.5). One that never gets
+            // ready is stopped all the same.
+            let _ = device.wait_ready(clock, true);
+        }
         device.reset(clock).map_err(|TimedOut| OpenError::Reset)?;
         // CAP.CSS has the NVM command set, CAP.MPSMIN is 4 KiB, CAP.MQES is one less than it says.
         let (sets, smallest_page) = (high >> 5 & 0xff, high >> 16 & 0xf);
@@ -262,12 +277,8 @@ impl<'a, 'r> Controller<'a, 'r> {
     fn identify(&mut self) -> Result<(), OpenError> {
         self.admin(Command::identify(command::CONTROLLER, 0))?;
         let data = &self.memory.bounces;
-        // Powers of two of the smallest page; 0 is no limit.
         let [transfer, cache] = [77, 525].map(|at| data.read::<u8>(at));
-        if transfer > 0 {
-            let most = (PAGE as u64).checked_shl(transfer.into()).unwrap_or(MAX_REQUEST);
-            self.max_request = most.min(MAX_REQUEST);
-        }
+        self.max_request = largest_request(transfer);
         self.has_cache = cache & 1 != 0;
         self.namespaces = data.read(516);
         Ok(())
@@ -310,6 +321,16 @@ impl<'a, 'r> Controller<'a, 'r> {
     }
 }
 
+/// Most bytes in a request to a controller whose largest transfer (MDTS, 5.15.2.2) is this: a power of two
+/// of its smallest page, or 0 for any.
+fn largest_request(transfer: u8) -> u64 {
+    if transfer == 0 {
+        return MAX_REQUEST;
+    }
+    // Bounded before it is shifted: shifted out of the word it would be a request of nothing, without end.
+    ((PAGE as u64) << transfer.min(16)).min(MAX_REQUEST)
+}
+
 /// Finds the active namespaces of a controller, as many as are looked at. `go` makes it bus master.
 ///
 /// # Errors
@@ -321,17 +342,20 @@ pub fn scan(
     go: &dyn Fn(),
 ) -> Result<Vec<u32, MAX_NAMESPACES>, OpenError> {
     let mut controller = Controller::open(registers, pool, clock, go)?;
-    match controller.admin(Command::identify(command::ACTIVE_NAMESPACES, 0)) {
-        Ok(()) => {}
-        // Controllers before 1.1 have no such list: any number may be one.
-        Err(OpenError::Refused(_)) => {
-            return Ok((1..=controller.namespaces).take(MAX_NAMESPACES).collect());
+    // A controller of version 1.0 takes the question for another one.
+    if registers.read32(register::VS) >= VERSION_1_1 {
+        match controller.admin(Command::identify(command::ACTIVE_NAMESPACES, 0)) {
+            Ok(()) => {
+                let data = &controller.memory.bounces;
+                let ids = (0..MAX_NAMESPACES).map(|index| data.read::<u32>(index * 4));
+                return Ok(ids.take_while(|&id| id != 0 && id != ALL_NAMESPACES).collect());
+            }
+            Err(OpenError::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
-        Err(error) => return Err(error),
     }
-    let data = &controller.memory.bounces;
-    let ids = (0..MAX_NAMESPACES).map(|index| data.read::<u32>(index * 4));
-    Ok(ids.take_while(|&id| id != 0).collect())
+    // Without a list any number may be one.
+    Ok((1..=controller.namespaces).take(MAX_NAMESPACES).collect())
 }
 
 /// A namespace of a controller, as a disk.

@@ -88,6 +88,19 @@ fn requests_are_no_larger_than_the_controller_takes() {
 }
 
 #[test]
+fn no_claim_about_the_largest_transfer_leads_to_requests_of_nothing() {
+    for transfer in 0..=u8::MAX {
+        let most = largest_request(transfer);
+        assert!((4096..=MAX_REQUEST).contains(&most), "{transfer}: {most}");
+        assert!(most.is_multiple_of(4096), "{transfer}: {most}");
+    }
+    assert_eq!(
+        [0, 1, 6, 7, 51, 52, 64].map(largest_request).map(|most| most >> 10),
+        [256, 8, 256, 256, 256, 256, 256]
+    );
+}
+
+#[test]
 fn doorbells_are_as_far_apart_as_the_controller_says() {
     let fake = fake(Temper::Good);
     fake.device.borrow_mut().stride = 3;
@@ -113,7 +126,7 @@ fn memory_comes_back_when_the_driver_is_dropped() {
 
 #[test]
 fn every_namespace_is_found_and_written_alone() {
-    for temper in [Temper::Good, Temper::Old] {
+    for temper in [Temper::Good, Temper::Old, Temper::Listless] {
         let fake = Fake::new(temper, vec![Disk::new(1 << 20, 9), Disk::new(2 << 20, 12)]);
         assert_eq!(namespaces(&fake), Ok(vec![1, 2]));
         for id in [2, 1] {
@@ -125,6 +138,21 @@ fn every_namespace_is_found_and_written_alone() {
         let [first, second] = [&device.disks[&1].bytes, &device.disks[&2].bytes];
         assert_eq!((first[512], first[511], second[4096], second[4095]), (1, 0, 2, 0));
     }
+}
+
+#[test]
+fn number_that_means_all_namespaces_is_none() {
+    let fake = fake(Temper::Good);
+    fake.device.borrow_mut().disks.insert(u32::MAX, Disk::new(1 << 20, 9));
+    assert_eq!(namespaces(&fake), Ok(vec![1]));
+}
+
+#[test]
+fn controller_that_is_just_starting_is_stopped_when_it_is_ready() {
+    let fake = fake(Temper::Starting);
+    let mut disk = open(&fake).unwrap();
+    disk.write(Lba(0), &[7; 512]).unwrap();
+    assert_eq!(disk.flush(), Ok(()));
 }
 
 #[test]
