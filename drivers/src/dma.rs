@@ -53,6 +53,10 @@ impl<const SIZE: usize> DmaMemory<SIZE> {
 /// The pool that DMA buffers come from.
 pub struct DmaPool {
     heap: Mutex<Heap>,
+    /// One bit for each page in use: a device that is made up writes to no others, for the heap keeps
+    /// its books in them.
+    #[cfg(fuzzing)]
+    pages: Mutex<u64>,
     base: NonNull<u8>,
     size: usize,
     /// Physical address of a byte minus its virtual address.
@@ -74,7 +78,15 @@ impl DmaPool {
         let mut heap = Heap::empty();
         // SAFETY: the caller hands the memory over to this pool.
         unsafe { heap.init(base.as_ptr(), size) };
-        DmaPool { heap: Mutex::new(heap), base, size, offset, barrier }
+        DmaPool {
+            heap: Mutex::new(heap),
+            #[cfg(fuzzing)]
+            pages: Mutex::new(0),
+            base,
+            size,
+            offset,
+            barrier,
+        }
     }
 
     /// Takes all memory back from whoever has it.
@@ -100,7 +112,16 @@ impl DmaPool {
         let base = self.heap.lock().allocate_first_fit(layout).ok()?;
         // SAFETY: the allocation is this buffer's alone and has the layout's size.
         unsafe { base.as_ptr().write_bytes(0, layout.size()) };
-        Some(DmaBuffer { pool: self, base, layout })
+        let buffer = DmaBuffer { pool: self, base, layout };
+        #[cfg(fuzzing)]
+        buffer.each_page(|pages, page| *pages |= page);
+        Some(buffer)
+    }
+
+    /// Whether somebody has the page with the byte at `offset` of the pool, which is of at most 64 pages.
+    #[cfg(fuzzing)]
+    pub fn is_in_use(&self, offset: usize) -> bool {
+        *self.pages.lock() >> (offset / PAGE) & 1 != 0
     }
 
     /// Bytes of the pool that are in use.
@@ -132,6 +153,14 @@ impl DmaBuffer<'_> {
     #[must_use]
     pub fn size(&self) -> usize {
         self.layout.size()
+    }
+
+    #[cfg(fuzzing)]
+    fn each_page(&self, mark: impl Fn(&mut u64, u64)) {
+        let first = (self.base.as_ptr() as usize - self.pool.base.as_ptr() as usize) / PAGE;
+        for page in first..first + self.size() / PAGE {
+            mark(&mut self.pool.pages.lock(), 1 << page);
+        }
     }
 
     /// The physical address of the byte at `offset`.
@@ -204,6 +233,8 @@ impl DmaBuffer<'_> {
 
 impl Drop for DmaBuffer<'_> {
     fn drop(&mut self) {
+        #[cfg(fuzzing)]
+        self.each_page(|pages, page| *pages &= !page);
         // SAFETY: allocated from this pool with this layout, and dropped once. Drivers reset their
         // device before they drop its buffers, or leak them.
         unsafe { self.pool.heap.lock().deallocate(self.base, self.layout) }

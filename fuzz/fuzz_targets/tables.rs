@@ -1,0 +1,109 @@
+//! What firmware, partition tables and marks tell, on foreign bytes: the first byte says what the others are.
+//! Checksums are made right, or nothing behind them would ever be looked at.
+
+#![no_main]
+
+use drivers::firmware::fdt::DeviceTree;
+use drivers::firmware::{Firmware, acpi};
+use drivers::mmio::Mmio;
+use drivers::{PhysAddr, Physical};
+use format::area::Trailer;
+use format::crc32;
+use format::gpt;
+use libfuzzer_sys::fuzz_target;
+
+/// Where the memory that holds the tables begins.
+const BASE: u64 = 0x1000;
+
+struct Memory(Vec<u8>);
+
+impl Physical for Memory {
+    fn read(&self, at: PhysAddr, into: &mut [u8]) -> bool {
+        let start = at.0.wrapping_sub(BASE) as usize;
+        let bytes = start.checked_add(into.len()).and_then(|end| self.0.get(start..end));
+        bytes.map(|bytes| into.copy_from_slice(bytes)).is_some()
+    }
+
+    fn map_device(&self, _: PhysAddr, _: u64) -> Option<Mmio> {
+        None
+    }
+}
+
+impl Memory {
+    /// Adds a table with the right length and checksum, and returns where it is.
+    fn add(&mut self, signature: &[u8; 4], body: &[u8]) -> u64 {
+        let at = BASE + self.0.len() as u64;
+        let mut table = signature.to_vec();
+        table.extend_from_slice(&(36 + body.len() as u32).to_le_bytes());
+        table.resize(36, 0);
+        table.extend_from_slice(body);
+        table[9] = table.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte));
+        self.0.extend(table);
+        at
+    }
+}
+
+const SIGNATURES: [&[u8; 4]; 8] =
+    [b"FACP", b"MCFG", b"SPCR", b"GTDT", b"DMAR", b"IVRS", b"IORT", b"DSDT"];
+
+/// The bytes as a list of tables: which one, its length, its body.
+fn acpi_tables(mut bytes: &[u8]) {
+    let mut memory = Memory(Vec::new());
+    let mut tables = Vec::new();
+    while let [which, low, high, rest @ ..] = bytes {
+        let length = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let (body, next) = rest.split_at(length);
+        let signature = SIGNATURES[usize::from(*which) % SIGNATURES.len()];
+        tables.extend_from_slice(&(memory.add(signature, body) as u32).to_le_bytes());
+        bytes = next;
+    }
+    let root = memory.add(b"RSDT", &tables) as u32;
+    let at = BASE + memory.0.len() as u64;
+    let mut pointer = b"RSD PTR ".to_vec();
+    pointer.resize(16, 0);
+    pointer.extend_from_slice(&root.to_le_bytes());
+    pointer[8] = pointer.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte));
+    memory.0.extend(pointer);
+    acpi::fill(&mut Firmware::default(), &memory, PhysAddr(at));
+}
+
+fn partition_table(bytes: &[u8]) {
+    let mut sector = [0; 512];
+    let size = bytes.len().min(512);
+    sector[..size].copy_from_slice(&bytes[..size]);
+    sector[..8].copy_from_slice(b"EFI PART");
+    sector[16..20].fill(0);
+    let length = u32::from_le_bytes([sector[12], sector[13], sector[14], sector[15]]) as usize;
+    let crc = crc32(sector.get(..length).unwrap_or(&[]));
+    sector[16..20].copy_from_slice(&crc.to_le_bytes());
+    let sectors = 1 << 20;
+    if let Ok(header) = gpt::Header::parse(&sector, 1, sectors) {
+        assert!(header.entries_lba + header.table_sectors() <= sectors);
+        for entry in header.entries(0, &bytes[size..]) {
+            assert!(entry.first_lba <= entry.last_lba && entry.last_lba < sectors);
+        }
+    }
+}
+
+fn mark(bytes: &[u8]) {
+    let mut block = [0; 4096];
+    let size = bytes.len().min(508);
+    block[..size].copy_from_slice(&bytes[..size]);
+    block[..12].copy_from_slice(b"TKDTRAIL\x01\0\0\0");
+    let crc = crc32(&block[..508]);
+    block[508..512].copy_from_slice(&crc.to_le_bytes());
+    if let Ok(trailer) = Trailer::parse(&block) {
+        assert!(trailer.core_size <= trailer.area_size && trailer.written <= trailer.area_size);
+        assert_eq!(Trailer::parse(&trailer.to_block()), Ok(trailer));
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((what, bytes)) = bytes.split_first() else { return };
+    match what % 4 {
+        0 => acpi_tables(bytes),
+        1 => drop(DeviceTree::read(bytes)),
+        2 => partition_table(bytes),
+        _ => mark(bytes),
+    }
+});
