@@ -22,8 +22,7 @@ pub fn leads_on() -> bool {
 }
 
 fn next() -> Option<Part> {
-    // Whoever has the windows may have changed half of a mapping.
-    if windows::are_in_use() { None } else { NEXT.try_lock().and_then(|next| *next) }
+    NEXT.try_lock().and_then(|next| *next)
 }
 
 /// The way on, or out, when the payload itself has failed.
@@ -33,6 +32,7 @@ pub fn after_failure() -> ! {
     // SAFETY: what failed never runs again: it is on the stack that is left for good below, or it was
     // interrupted there. There is one processor.
     unsafe {
+        windows::take_from_abandoned();
         crate::take_workspace_from_abandoned();
         arch::entry::start_over(image::STACK.top(), next)
     }

@@ -37,9 +37,16 @@ fn windows() -> Option<MutexGuard<'static, Windows>> {
     WINDOWS.get()?.try_lock()
 }
 
-/// Whether somebody holds the windows.
-pub fn are_in_use() -> bool {
-    WINDOWS.get().is_some_and(Mutex::is_locked)
+/// Takes the windows from whoever holds them, who may have changed half of a mapping: nothing of old
+/// memory is mapped afterwards.
+///
+/// # Safety
+/// Whoever holds them must never run again.
+pub unsafe fn take_from_abandoned() {
+    let Some(windows) = WINDOWS.get().filter(|windows| windows.is_locked()) else { return };
+    // SAFETY: the caller's promise; the tables are made good next.
+    unsafe { windows.force_unlock() };
+    windows.lock().tables.close_old();
 }
 
 /// A pointer to the old memory at `at`, and how many bytes from there on it is good for. Only until

@@ -24,7 +24,7 @@ use drivers::PhysAddr;
 
 use super::trap;
 use crate::image::{self, Content};
-use crate::windows::PAGE;
+use crate::windows::{PAGE, SLOTS};
 
 /// Where the window of old memory begins: the first address of the upper half.
 pub const OLD_WINDOW: u64 = 0xffff_ff80_0000_0000;
@@ -228,6 +228,18 @@ impl Tables {
     pub fn map_old(&mut self, slot: u64, at: PhysAddr) {
         let descriptor = at.0 & bit::ADDRESS | NORMAL | bit::READ_ONLY | bit::EXECUTE_NEVER;
         replace(&mut self.memory.old, slot, descriptor, OLD_WINDOW + slot * OLD_SLOT);
+    }
+
+    /// Takes everything out of the window of old memory, whatever the processor remembers of it.
+    pub fn close_old(&mut self) {
+        for index in 0..SLOTS as usize {
+            self.memory.old.set(index, 0);
+        }
+        // SAFETY: forgets translations that nobody uses meanwhile; the other CPUs do not use these
+        // tables.
+        unsafe {
+            asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags));
+        }
     }
 
     /// Makes page `page` of the window of device registers show the registers at `at`, nGnRE.

@@ -106,6 +106,12 @@ impl Tables {
         }
     }
 
+    /// Takes everything out of the window of old memory, whatever the processor remembers of it.
+    pub fn close_old(&mut self) {
+        self.memory.old.zero();
+        tlb::flush_all();
+    }
+
     /// Makes page `page` of the window of device registers show the registers at `at`, uncached.
     pub fn map_device(&mut self, page: u64, at: PhysAddr) {
         // Both cache bits: entry 3 of the PAT, which is uncached after reset and under Linux.
