@@ -1,6 +1,7 @@
 //! Finds the reserved area: the only blocks of a disk that may be written.
 //!
-//! No valid mark, no write. A disk is searched as a whole first, then partition by partition.
+//! No valid mark, no write. A disk is searched as a whole first, then partition by partition; files in
+//! file systems are known from the handoff alone.
 
 use core::fmt;
 
@@ -8,6 +9,7 @@ use format::BLOCK;
 use format::area::{HEAD, Layout, Reason, State, Trailer, TrailerError};
 use format::gpt;
 
+use crate::file::{FileDisk, NotMarked};
 use crate::{Disk, DiskError};
 
 /// Partitions of a disk about which is told why they are not written to.
@@ -47,6 +49,8 @@ pub enum Unusable {
     Reused,
     /// The area holds a dump that nobody saved yet.
     Unsaved,
+    /// The file's block at this place, in bytes, is not marked as being there.
+    Moved(u64),
 }
 
 impl fmt::Display for Unusable {
@@ -63,6 +67,10 @@ impl fmt::Display for Unusable {
             }
             Unusable::Reused => f.write_str(
                 "it was used for something else since it was reserved (anew: loader reserve)",
+            ),
+            Unusable::Moved(at) => write!(
+                f,
+                "its block at {at:#x} is not where it was (anew: loader reserve, loader handoff)"
             ),
             Unusable::Unsaved => f.write_str("it holds an unsaved dump (use: loader save)"),
         }
@@ -101,16 +109,21 @@ impl Wanted {
     /// old.
     fn spares(&self, trailer: &Trailer) -> bool {
         let is_complete = trailer.state == State::Complete;
-        let has_core = match trailer.state {
-            State::Empty => false,
-            State::Writing | State::Complete => true,
-            State::Incomplete => trailer.reason != Reason::NoRoom,
-        };
+        let has_core = has_core(trailer);
         let Some(minutes) = self.holdoff_min else { return is_complete };
         let crashed = Some(trailer.crash_time).filter(|&time| time > 0);
         let age = self.crash_time.zip(crashed).map(|(now, then)| now.saturating_sub(then));
         // Of unknown age, an incomplete one would stay for good.
         has_core && age.map_or(is_complete, |age| age < minutes.saturating_mul(60))
+    }
+}
+
+/// Whether the dump that `trailer` speaks of overwrote what the area began with.
+fn has_core(trailer: &Trailer) -> bool {
+    match trailer.state {
+        State::Empty => false,
+        State::Writing | State::Complete => true,
+        State::Incomplete => trailer.reason != Reason::NoRoom,
     }
 }
 
@@ -152,6 +165,35 @@ pub fn find(
         }
     });
     found
+}
+
+/// Looks whether the file that `disk` is made of is the area that is `wanted`. A dump in it stays until it
+/// was saved, whatever its age: it lies over the marks without which nothing is written. `block` is
+/// of one block.
+///
+/// Beside what was found, the error says why nothing is written.
+pub fn find_in_file(
+    disk: &mut FileDisk<'_>,
+    wanted: &Wanted,
+    block: &mut [u8],
+) -> (Found, Result<(), Unusable>) {
+    let (mut found, size) = (Found::default(), disk.size());
+    let result = check_mark(disk, 0, size, wanted, block).and_then(|area| {
+        if area.trailer.uuid != disk.file().uuid {
+            return Err(Unusable::Foreign(area.trailer.uuid));
+        }
+        if has_core(&area.trailer) {
+            found.unsaved = Some(area);
+            return Err(Unusable::Unsaved);
+        }
+        disk.check_marks(block).map_err(|error| match error {
+            NotMarked::At(position) => Unusable::Moved(position),
+            NotMarked::Disk(error) => Unusable::Disk(error),
+        })?;
+        found.area = Some(area);
+        Ok(())
+    });
+    (found, result)
 }
 
 /// What a search came to.
@@ -209,7 +251,7 @@ fn each_table_piece(
     Ok(())
 }
 
-/// Checks the mark of the area of `size` bytes at `start`.
+/// Checks the area of `size` bytes at `start`: its mark, and that nothing else was put there.
 fn check(
     disk: &mut dyn Disk,
     start: u64,
@@ -217,17 +259,8 @@ fn check(
     wanted: &Wanted,
     scratch: &mut [u8],
 ) -> Result<Area, Unusable> {
-    // A whole disk may have an odd end that no area can use; a mark never lies there.
-    let layout = Layout::new(size).ok_or(Unusable::Size(size))?;
     let block = &mut scratch[..BLOCK as usize];
-    disk.read(start + layout.trailer, block).map_err(Unusable::Disk)?;
-    let trailer = Trailer::parse(block).map_err(Unusable::Mark)?;
-    if trailer.area_size != size {
-        return Err(Unusable::Resized { reserved: trailer.area_size, found: size });
-    }
-    if wanted.uuid.is_some_and(|uuid| uuid != trailer.uuid) {
-        return Err(Unusable::Foreign(trailer.uuid));
-    }
+    let area = check_mark(disk, start, size, wanted, block)?;
     for offset in (0..HEAD).step_by(BLOCK as usize) {
         disk.read(start + offset, block).map_err(Unusable::Disk)?;
         if offset == 0 && block.starts_with(b"\x7fELF") {
@@ -236,6 +269,27 @@ fn check(
         if block.iter().any(|&byte| byte != 0) {
             return Err(Unusable::Reused);
         }
+    }
+    Ok(area)
+}
+
+/// Checks the mark of the area of `size` bytes at `start`.
+fn check_mark(
+    disk: &mut dyn Disk,
+    start: u64,
+    size: u64,
+    wanted: &Wanted,
+    block: &mut [u8],
+) -> Result<Area, Unusable> {
+    // A whole disk may have an odd end that no area can use; a mark never lies there.
+    let layout = Layout::new(size).ok_or(Unusable::Size(size))?;
+    disk.read(start + layout.trailer, block).map_err(Unusable::Disk)?;
+    let trailer = Trailer::parse(block).map_err(Unusable::Mark)?;
+    if trailer.area_size != size {
+        return Err(Unusable::Resized { reserved: trailer.area_size, found: size });
+    }
+    if wanted.uuid.is_some_and(|uuid| uuid != trailer.uuid) {
+        return Err(Unusable::Foreign(trailer.uuid));
     }
     Ok(Area { start, layout, trailer })
 }

@@ -305,7 +305,7 @@ fn fresh_trailer(area: &Area, source: Source<'_>) -> Trailer {
         state: State::Writing,
         sequence: area.trailer.sequence.wrapping_add(1),
         crash_time: crash_time(source.old).unwrap_or(0),
-        ..Trailer::empty(area.trailer.uuid, area.trailer.area_size)
+        ..area.trailer.emptied()
     }
 }
 

@@ -25,6 +25,7 @@ pub mod dump;
 pub mod elfcorehdr;
 #[cfg(test)]
 mod fake;
+pub mod file;
 pub mod line;
 pub mod old;
 pub mod options;

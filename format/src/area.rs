@@ -193,7 +193,7 @@ struct RawTrailer {
     version: U32<LE>,
     state: U32<LE>,
     reason: U32<LE>,
-    reserved: U32<LE>,
+    kind: U32<LE>,
     uuid: [u8; 16],
     area_size: U64<LE>,
     sequence: U64<LE>,
@@ -224,6 +224,9 @@ pub struct Trailer {
     pub state: State,
     /// Why the dump ended as it did; [`Reason::None`] unless `state` is [`State::Incomplete`].
     pub reason: Reason,
+    /// Whether the area is a file in a file system: then it begins with an
+    /// [`ExtentMark`](crate::handoff::ExtentMark), not with zeros, while it is empty.
+    pub in_file: bool,
     /// Identity of the reservation, chosen at random by `loader reserve`.
     pub uuid: [u8; 16],
     /// Size of the area in bytes, as reserved. An area whose real size differs is not ours.
@@ -288,6 +291,7 @@ impl Trailer {
         Trailer {
             state: State::Empty,
             reason: Reason::None,
+            in_file: false,
             uuid,
             area_size,
             sequence: 0,
@@ -300,6 +304,14 @@ impl Trailer {
             crash_time: 0,
             written: 0,
         }
+    }
+
+    /// The trailer of the same area without what it holds: it stays the reservation that it was, and its
+    /// captures stay counted.
+    #[must_use]
+    pub const fn emptied(&self) -> Trailer {
+        let empty = Trailer::empty(self.uuid, self.area_size);
+        Trailer { in_file: self.in_file, sequence: self.sequence, ..empty }
     }
 
     /// The crash card in the area's card block, which begins at [`Layout::card`]; `None` when there is
@@ -335,13 +347,15 @@ impl Trailer {
             && core_size <= layout.crc_table
             && raw.crc_count.get() == core_size.div_ceil(CRC_CHUNK)
             && u64::from(raw.card_size.get()) <= CARD_BLOCK
-            && raw.written.get() <= layout.crc_table;
+            && raw.written.get() <= layout.crc_table
+            && raw.kind.get() <= 1;
         if !fits {
             return Err(TrailerError::Field);
         }
         Ok(Trailer {
             state,
             reason: Reason::from_u32(raw.reason.get()),
+            in_file: raw.kind.get() == 1,
             uuid: raw.uuid,
             area_size,
             sequence: raw.sequence.get(),
@@ -367,7 +381,7 @@ impl Trailer {
             version: VERSION.into(),
             state: (self.state as u32).into(),
             reason: (self.reason as u32).into(),
-            reserved: 0.into(),
+            kind: u32::from(self.in_file).into(),
             uuid: self.uuid,
             area_size: self.area_size.into(),
             sequence: self.sequence.into(),
@@ -398,6 +412,7 @@ mod tests {
     fn complete() -> Trailer {
         Trailer {
             state: State::Complete,
+            in_file: true,
             sequence: 3,
             core_size: (5 << 20) + 4096,
             crc_count: 6,

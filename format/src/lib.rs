@@ -13,6 +13,7 @@
 pub mod area;
 pub mod frame;
 pub mod gpt;
+pub mod handoff;
 pub mod note;
 pub mod record;
 

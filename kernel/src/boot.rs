@@ -15,6 +15,8 @@ pub struct BootInfo {
     pub command_line: CommandLine,
     /// Where `elfcorehdr` lies, if that is told beside the command line.
     pub elfcorehdr: Option<OldPhys>,
+    /// The handoff, which travels as the initrd: where it is, and its size in bytes.
+    pub handoff: Option<(PhysAddr, u64)>,
     /// What the boot protocol itself told about the machine.
     pub firmware: Firmware,
     /// Root pointer of the ACPI tables, if the machine has them.

@@ -37,6 +37,7 @@ use drivers::clock::Clock;
 use drivers::firmware::{Firmware, acpi};
 use drivers::{PhysAddr, Physical};
 use format::area::Reason;
+use format::handoff::Handoff;
 use spin::{Mutex, Once};
 
 use crate::boot::BootInfo;
@@ -127,7 +128,7 @@ extern "C" fn give_dump_up() -> ! {
     let mut workspace = WORKSPACE.lock();
     let Workspace { old, buffers } = &mut *workspace;
     let memory = boot.memory.with_devices(old);
-    targets::mark_failed(firmware, &memory, buffers);
+    with_handoff(boot, |handoff| targets::mark_failed(firmware, &memory, handoff, buffers));
     end(&options, Err(Failure::Plain(Reason::PayloadFailed)))
 }
 
@@ -250,15 +251,38 @@ fn dump(
     let mut machine = ThisMachine::new(&memory, options);
     // Nobody has told the devices: what they still write must not go into the dump.
     let quiet = Quiet::make(firmware, &memory);
-    to_first_target(&mut machine, options, (firmware, &quiet), source, payload, buffers)?;
+    with_handoff(boot, |handoff| {
+        let devices = Devices { firmware, quiet: &quiet, handoff };
+        to_first_target(&mut machine, options, &devices, source, payload, buffers)
+    })?;
     if old.truncated { Err(Failure::Plain(Reason::TooManyRanges)) } else { Ok(()) }
+}
+
+/// Calls `with` with the handoff, if there is one that can be believed.
+fn with_handoff<T>(boot: &BootInfo, with: impl FnOnce(Option<&Handoff<'_>>) -> T) -> T {
+    let Some((at, size)) = boot.handoff else { return with(None) };
+    let read = |offset: u64, into: &mut [u8]| {
+        at.0.checked_add(offset).is_some_and(|at| boot.memory.read(PhysAddr(at), into))
+    };
+    let handoff = Handoff::open(size, &read);
+    if let Err(why) = &handoff {
+        say!("the initrd is no handoff, files are not written to: {why}");
+    }
+    with(handoff.as_ref().ok())
+}
+
+/// What a dump can be written to.
+struct Devices<'a> {
+    firmware: &'a Firmware,
+    quiet: &'a Quiet<'a>,
+    handoff: Option<&'a Handoff<'a>>,
 }
 
 /// Writes the dump to the first target that takes all of it.
 fn to_first_target(
     machine: &mut ThisMachine<'_>,
     options: &Options<'_>,
-    (firmware, quiet): (&Firmware, &Quiet<'_>),
+    devices: &Devices<'_>,
     source: Source<'_>,
     payload: Payload<'_>,
     buffers: &mut Buffers,
@@ -279,7 +303,7 @@ fn to_first_target(
         let uuid = match to {
             To::Serial(port) => {
                 let job = serial::Job { source, payload, extent: options.extent, baud: None };
-                match over_line(machine, firmware, (port, options.console), job, buffers) {
+                match over_line(machine, devices.firmware, (port, options.console), job, buffers) {
                     Ok(()) => return Ok(()),
                     Err(failure) => told(failure),
                 }
@@ -290,8 +314,9 @@ fn to_first_target(
         };
         let crash_time = capture::dump::crash_time(source.old);
         let wanted = Wanted { uuid, holdoff_min: options.holdoff_min, crash_time };
-        let mut job = Job { wanted, source, payload, buffers: &mut *buffers };
-        match to_disk(machine, quiet, &mut job, &mut dead) {
+        let handoff = devices.handoff;
+        let mut job = Job { wanted, handoff, source, payload, buffers: &mut *buffers };
+        match to_disk(machine, devices.quiet, &mut job, &mut dead) {
             Ok(()) => return Ok(()),
             Err(failure) => told(Failure::Disk(failure)),
         }

@@ -2,11 +2,14 @@
 
 use core::fmt;
 
-use capture::area::{self, Unusable, Wanted};
+use capture::area::{self, Found, Unusable, Uuid, Wanted};
 use capture::dump::{self, Buffers, Complete, Payload, Source};
+use capture::file::FileDisk;
 use capture::{Disk, DiskError, Machine};
 use drivers::firmware::Firmware;
+use format::BLOCK;
 use format::area::Reason;
+use format::handoff::Handoff;
 use spin::Mutex;
 
 use crate::disks::{Dead, Quiet, Visitor};
@@ -60,6 +63,8 @@ impl fmt::Display for Failure {
 pub struct Job<'a> {
     /// Which area.
     pub wanted: Wanted,
+    /// Files that are areas.
+    pub handoff: Option<&'a Handoff<'a>>,
     /// The dead kernel's memory.
     pub source: Source<'a>,
     /// What the vendor note says of us.
@@ -85,19 +90,25 @@ static WRITING: Mutex<Option<[u8; 16]>> = Mutex::new(None);
 
 /// Says in the area to which a dump was being written that the payload failed. Whatever wrote there is
 /// never to run again.
-pub fn mark_failed(firmware: &Firmware, memory: &PhysicalMemory<'_>, buffers: &mut Buffers) {
+pub fn mark_failed(
+    firmware: &Firmware,
+    memory: &PhysicalMemory<'_>,
+    handoff: Option<&Handoff<'_>>,
+    buffers: &mut Buffers,
+) {
     let Some(uuid) = WRITING.try_lock().and_then(|writing| *writing) else { return };
     let quiet = Quiet::make(firmware, memory);
     // SAFETY: no device is bus master any more, and whoever had buffers never runs again.
     unsafe { arch::dma_pool().reclaim() };
     let wanted = Wanted { uuid: Some(uuid), ..Wanted::default() };
-    let mut mark = Mark { wanted, scratch: buffers.notes(), done: false };
+    let mut mark = Mark { wanted, handoff, scratch: buffers.notes(), done: false };
     quiet.each_disk(&mut Dead::default(), &mut mark);
 }
 
 /// The search for the area in which to say that the payload failed.
 struct Mark<'a> {
     wanted: Wanted,
+    handoff: Option<&'a Handoff<'a>>,
     scratch: &'a mut [u8],
     done: bool,
 }
@@ -109,19 +120,46 @@ impl Visitor for Mark<'_> {
 
     fn visit(&mut self, name: &dyn fmt::Display, _: &str, disk: &mut dyn Disk) -> bool {
         let found = area::find(disk, &self.wanted, self.scratch, &mut |_, _| {});
-        if let Some(area) = found.area {
-            self.done = true;
-            match dump::mark_failed(disk, &area) {
-                Ok(()) => say!("disk {name}: the dump there is marked incomplete"),
-                Err(why) => {
-                    say!("disk {name}: the dump there stays marked as being written: {why}")
-                }
+        self.mark(name, disk, found);
+        each_file(self.handoff, disk, &mut |file| {
+            if !self.done {
+                let block = &mut self.scratch[..BLOCK as usize];
+                let (found, _) = area::find_in_file(file, &self.wanted, block);
+                self.mark(name, file, found);
             }
-        }
+        });
         true
     }
 
     fn refuse(&mut self, _: &dyn fmt::Display, _: &dyn fmt::Display) {}
+}
+
+impl Mark<'_> {
+    fn mark(&mut self, name: &dyn fmt::Display, disk: &mut dyn Disk, found: Found) {
+        // That it was begun makes the dump in a file one that is to be saved.
+        let Some(area) = found.area.or(found.unsaved) else { return };
+        self.done = true;
+        match dump::mark_failed(disk, &area) {
+            Ok(()) => say!("disk {name}: the dump there is marked incomplete"),
+            Err(why) => {
+                say!("disk {name}: the dump there stays marked as being written: {why}")
+            }
+        }
+    }
+}
+
+/// Shows each file that may be on `disk` as a disk of its own.
+fn each_file(
+    handoff: Option<&Handoff<'_>>,
+    disk: &mut dyn Disk,
+    each: &mut dyn FnMut(&mut FileDisk<'_>),
+) {
+    let Some(handoff) = handoff else { return };
+    for file in handoff.files() {
+        if let Some(mut file) = FileDisk::new(disk, handoff, file) {
+            each(&mut file);
+        }
+    }
 }
 
 /// The search for a disk that takes the dump.
@@ -148,31 +186,19 @@ impl Visitor for Search<'_, '_, '_> {
             }
         };
         let found = area::find(disk, &self.job.wanted, self.job.buffers.notes(), refused);
-        if let Some(unsaved) = found.unsaved {
-            match dump::leave_card(disk, &unsaved, self.job.buffers) {
-                Ok(()) => say!("disk {name}: the crash card is beside the unsaved dump"),
-                Err(why) => say!("disk {name}: no crash card beside the unsaved dump: {why}"),
+        is_dead |= self.write_to(name, disk, found);
+        each_file(self.job.handoff, disk, &mut |file| {
+            if is_dead || self.is_over() {
+                return;
             }
-            self.fail(Failure::Unsaved);
-        }
-        match found.area {
-            Some(area) => {
-                let Job { source, payload, .. } = *self.job;
-                let buffers = &mut *self.job.buffers;
-                *WRITING.lock() = Some(area.trailer.uuid);
-                let written = dump::write(self.machine, disk, &area, source, payload, buffers);
-                *WRITING.lock() = None;
-                match written {
-                    Ok(complete) => self.result = Ok(complete),
-                    Err(error) => {
-                        is_dead |= error == dump::Error::Disk(DiskError::Timeout);
-                        say!("disk {name}: {error}");
-                        self.fail(Failure::Dump(error));
-                    }
-                }
+            let block = &mut self.job.buffers.notes()[..BLOCK as usize];
+            let (found, result) = area::find_in_file(file, &self.job.wanted, block);
+            if let Err(why) = result {
+                is_dead = why == Unusable::Disk(DiskError::Timeout);
+                say!("disk {name}, file {}: {why}", Uuid(&file.file().uuid));
             }
-            None => self.fail(Failure::NoArea),
-        }
+            is_dead |= self.write_to(name, file, found);
+        });
         !is_dead
     }
 
@@ -183,6 +209,37 @@ impl Visitor for Search<'_, '_, '_> {
 }
 
 impl Search<'_, '_, '_> {
+    /// Writes what may be written to what was found on a disk. Returns whether it fell silent.
+    fn write_to(&mut self, name: &dyn fmt::Display, disk: &mut dyn Disk, found: Found) -> bool {
+        if let Some(unsaved) = found.unsaved {
+            match dump::leave_card(disk, &unsaved, self.job.buffers) {
+                Ok(()) => say!("disk {name}: the crash card is beside the unsaved dump"),
+                Err(why) => say!("disk {name}: no crash card beside the unsaved dump: {why}"),
+            }
+            self.fail(Failure::Unsaved);
+        }
+        let Some(area) = found.area else {
+            self.fail(Failure::NoArea);
+            return false;
+        };
+        let Job { source, payload, .. } = *self.job;
+        let buffers = &mut *self.job.buffers;
+        *WRITING.lock() = Some(area.trailer.uuid);
+        let written = dump::write(self.machine, disk, &area, source, payload, buffers);
+        *WRITING.lock() = None;
+        match written {
+            Ok(complete) => {
+                self.result = Ok(complete);
+                false
+            }
+            Err(error) => {
+                say!("disk {name}: {error}");
+                self.fail(Failure::Dump(error));
+                error == dump::Error::Disk(DiskError::Timeout)
+            }
+        }
+    }
+
     /// What came closest to a dump says best why there is none.
     fn fail(&mut self, failure: Failure) {
         if self.result.as_ref().is_err_and(|before| before.rank() <= failure.rank()) {

@@ -145,8 +145,7 @@ impl<'device> Area<'device> {
     /// # Errors
     /// A write or the flush failed.
     pub fn empty(&self) -> io::Result<()> {
-        let empty = Trailer::empty(self.trailer.uuid, self.trailer.area_size);
-        let trailer = Trailer { sequence: self.trailer.sequence, ..empty };
+        let trailer = self.trailer.emptied();
         self.device.write_durably(&trailer.to_block(), self.start + self.layout.trailer)?;
         self.device.write_durably(&[0; HEAD as usize], self.start)
     }

@@ -202,9 +202,7 @@ fn layout_for(device: &Device) -> Result<Layout, ReserveError> {
 /// already name, and its count of captures.
 fn new_trailer(mark: Mark, area_size: u64) -> Trailer {
     match mark {
-        Mark::Valid(old, _) => {
-            Trailer { sequence: old.sequence, ..Trailer::empty(old.uuid, area_size) }
-        }
+        Mark::Valid(old, _) => old.emptied(),
         _ => Trailer::empty(Uuid::new_v4().into_bytes(), area_size),
     }
 }

@@ -35,6 +35,8 @@ pub struct DeviceTree<'a> {
     pub bootargs: &'a [u8],
     /// The ELF header of the dead kernel's memory: `/chosen/linux,elfcorehdr`.
     pub elfcorehdr: Option<Region>,
+    /// What was loaded as the initrd: `/chosen/linux,initrd-start` and `-end`.
+    pub initrd: Option<Region>,
     /// The memory that was reserved for us: `/chosen/linux,usable-memory-range`.
     pub usable_memory: Vec<Region, MAX_USABLE>,
     /// Where UEFI firmware left its tables: `/chosen/linux,uefi-*`.
@@ -69,6 +71,10 @@ impl<'a> DeviceTree<'a> {
         self.bootargs = chosen.text("bootargs").unwrap_or(&[]);
         let regions = |name, index| region(chosen.property(name)?, index, root.cells());
         self.elfcorehdr = regions("linux,elfcorehdr", 0);
+        self.initrd = chosen.number("linux,initrd-start").and_then(|start| {
+            let end = chosen.number("linux,initrd-end")?;
+            Some(Region { at: PhysAddr(start), size: end.checked_sub(start)? })
+        });
         for index in 0..MAX_USABLE {
             if let Some(usable) = regions("linux,usable-memory-range", index) {
                 let _ = self.usable_memory.push(usable);

@@ -84,18 +84,19 @@ fn boot_info(device_tree: PhysAddr) -> BootInfo {
             .iter()
             .map(|region| region.at.0..region.at.0.saturating_add(region.size));
         let own = usable.into_iter().find(|own| own.contains(&image.start) && own.end >= image.end);
-        Some((command_line, tree.elfcorehdr, tree.efi, tree.firmware, own))
+        Some((command_line, tree.elfcorehdr, tree.initrd, tree.efi, tree.firmware, own))
     };
     let told = size.filter(|&size| size <= fdt::MAX_SIZE).and_then(|size| {
         // SAFETY: kexec put the tree into the crash region, which is the payload's alone.
         unsafe { windows::with_memory(device_tree, size.into(), take) }
     });
-    let (command_line, elfcorehdr, efi, firmware, own) = told.flatten().unwrap_or_default();
+    let (command_line, elfcorehdr, initrd, efi, firmware, own) = told.flatten().unwrap_or_default();
     // All of the crash region is ours, and no device's.
     memory.own = own.unwrap_or(image.clone());
     BootInfo {
         command_line,
         elfcorehdr: elfcorehdr.map(|region| OldPhys(region.at.0)),
+        handoff: initrd.map(|region| (region.at, region.size)),
         firmware,
         acpi_root: efi.and_then(|efi| efi::acpi_root(&memory, &efi)),
         memory,

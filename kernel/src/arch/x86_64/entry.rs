@@ -29,7 +29,11 @@ global_asm!(
 mod boot_params {
     pub const SIZE: u64 = 4096;
     pub const ACPI_RSDP_ADDR: usize = 0x070;
+    pub const EXT_RAMDISK_IMAGE: usize = 0x0c0;
+    pub const EXT_RAMDISK_SIZE: usize = 0x0c4;
     pub const EXT_CMD_LINE_PTR: usize = 0x0c8;
+    pub const RAMDISK_IMAGE: usize = 0x218;
+    pub const RAMDISK_SIZE: usize = 0x21c;
     pub const CMD_LINE_PTR: usize = 0x228;
 }
 
@@ -71,12 +75,14 @@ fn boot_info(boot_params: u64) -> BootInfo {
         windows::with_memory(PhysAddr(boot_params), boot_params::SIZE, |bytes| {
             let read32 = |at| bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
             let read64 = |at| u64::from(read32(at)) | u64::from(read32(at + 4)) << 32;
-            let high = u64::from(read32(boot_params::EXT_CMD_LINE_PTR)) << 32;
-            let text = high | u64::from(read32(boot_params::CMD_LINE_PTR));
-            (text, read64(boot_params::ACPI_RSDP_ADDR))
+            let split = |low, high| u64::from(read32(high)) << 32 | u64::from(read32(low));
+            let text = split(boot_params::CMD_LINE_PTR, boot_params::EXT_CMD_LINE_PTR);
+            let initrd = split(boot_params::RAMDISK_IMAGE, boot_params::EXT_RAMDISK_IMAGE);
+            let initrd_size = split(boot_params::RAMDISK_SIZE, boot_params::EXT_RAMDISK_SIZE);
+            (text, read64(boot_params::ACPI_RSDP_ADDR), (PhysAddr(initrd), initrd_size))
         })
     };
-    let (text, rsdp) = told.unwrap_or_default();
+    let (text, rsdp, initrd) = told.unwrap_or((0, 0, (PhysAddr(0), 0)));
     let take = |bytes: &[u8]| CommandLine::until_zero(bytes.iter().copied());
     // SAFETY: likewise for the command line, which ends with a zero.
     let command_line = (text != 0)
@@ -84,6 +90,7 @@ fn boot_info(boot_params: u64) -> BootInfo {
     BootInfo {
         command_line: command_line.flatten().unwrap_or_default(),
         elfcorehdr: None,
+        handoff: (initrd.1 > 0).then_some(initrd),
         firmware: Firmware::default(),
         acpi_root: (rsdp != 0).then_some(PhysAddr(rsdp)),
         memory,
