@@ -430,7 +430,7 @@ mod tests {
     fn trailer_lies_as_docs_format_md_says() {
         let block = complete().to_block();
         assert_eq!(&block[0..8], b"TKDTRAIL");
-        assert_eq!(&block[8..24], [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&block[8..24], [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&block[24..40], UUID);
         assert_eq!(&block[40..48], (64u64 << 20).to_le_bytes());
         assert_eq!(&block[48..56], 3u64.to_le_bytes());

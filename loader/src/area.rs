@@ -7,6 +7,8 @@ use format::BLOCK;
 use format::area::{CARD_BLOCK, HEAD, Layout, Trailer, TrailerError};
 
 use crate::device::{Device, ReadAt};
+use crate::file_area::{self, FileError};
+use crate::in_use::System;
 use crate::partition::{self, Partition};
 
 /// What lies in the last block of a device or partition.
@@ -96,6 +98,17 @@ pub enum FindError {
     },
 }
 
+/// Why an area was not made empty.
+#[derive(Debug, thiserror::Error)]
+pub enum EmptyError {
+    /// A write or the flush failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file is empty, but nobody can mark its extents.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
 /// A reserved area. Its bytes are read with offsets from its own start.
 #[derive(Debug)]
 pub struct Area<'device> {
@@ -140,14 +153,18 @@ impl<'device> Area<'device> {
     }
 
     /// Makes the area empty: the trailer first, then the beginning of the core, which the payload
-    /// wants to find cleared. Returns when both are on the medium.
+    /// wants to find cleared; or the marks of a file, which it wants to find. Returns when both are on the
+    /// medium.
     ///
     /// # Errors
     /// A write or the flush failed.
-    pub fn empty(&self) -> io::Result<()> {
+    pub fn empty(&self) -> Result<(), EmptyError> {
         let trailer = self.trailer.emptied();
         self.device.write_durably(&trailer.to_block(), self.start + self.layout.trailer)?;
-        self.device.write_durably(&[0; HEAD as usize], self.start)
+        if trailer.in_file {
+            return Ok(file_area::mark_again(self.device, &trailer, &System::default())?);
+        }
+        Ok(self.device.write_durably(&[0; HEAD as usize], self.start)?)
     }
 
     /// The crash card; `None` when there is none, in an area that was saved since, too, or it is damaged.

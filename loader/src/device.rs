@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::{Advice, IFlags, OFlags, ioctl_getflags, ioctl_setflags};
 
 /// Bytes that can be read at any offset: a device, an area in it, or a test's stand-in.
 pub trait ReadAt {
@@ -158,18 +158,48 @@ pub struct Device {
     kind: Kind,
     size: u64,
     sector_size: Option<u32>,
+    /// The file is to be immutable when it is not open for writing.
+    immutable: bool,
+}
+
+/// While a file is immutable nobody moves its blocks, but nobody opens it for writing either.
+fn set_immutable(file: &File, immutable: bool) -> io::Result<()> {
+    let flags = ioctl_getflags(file)?;
+    let mut wanted = flags;
+    wanted.set(IFlags::IMMUTABLE, immutable);
+    if wanted == flags { Ok(()) } else { Ok(ioctl_setflags(file, wanted)?) }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.immutable {
+            // Without it the marks in the file still tell what is its own.
+            let _ = set_immutable(&self.file, true);
+        }
+    }
 }
 
 impl Device {
     /// Opens the device at `path`. With [`Access::Exclusive`] a block device is opened O_EXCL, which
     /// the kernel grants only while nothing is mounted on it, on the disk it is a partition of
-    /// or on partitions of it, and which keeps it so; an image file is locked.
+    /// or on partitions of it, and which keeps it so; a file is locked, and while it is open not
+    /// immutable.
     ///
     /// # Errors
     /// [`OpenError`] says what stands in the way.
     pub fn open(path: &Path, access: Access) -> Result<Device, OpenError> {
         let failed = |error: io::Error| OpenError::from_io(path, error);
         let kind = kind_of(path)?;
+        let immutable = access == Access::Exclusive && kind == Kind::File && {
+            let file = File::open(path).map_err(failed)?;
+            // Not all file systems have flags.
+            let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
+            let immutable = flags.contains(IFlags::IMMUTABLE);
+            if immutable {
+                set_immutable(&file, false).map_err(failed)?;
+            }
+            immutable
+        };
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::Exclusive);
         if access == Access::Exclusive && kind != Kind::File {
@@ -186,7 +216,18 @@ impl Device {
             Kind::File => (file.metadata().map_err(failed)?.len(), None),
             Kind::Block(_) => block_geometry(&file).map_err(failed)?,
         };
-        Ok(Device { file, path: path.to_path_buf(), kind, size, sector_size })
+        Ok(Device { file, path: path.to_path_buf(), kind, size, sector_size, immutable })
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes the file immutable as soon as it is not open any more.
+    pub fn keep_immutable(&mut self) {
+        self.immutable = true;
     }
 
     /// The path it was opened by.
@@ -207,12 +248,20 @@ impl Device {
         self.sector_size.map_or_else(|| vec![512, 4096], |size| vec![size])
     }
 
+    /// Writes `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// The write failed.
+    pub fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
     /// Writes `bytes` at `offset` and returns when they are on the medium.
     ///
     /// # Errors
     /// The write or the flush failed.
     pub fn write_durably(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)?;
+        self.write(bytes, offset)?;
         self.file.sync_all()
     }
 }

@@ -73,6 +73,19 @@ impl std::fmt::Display for Use {
     }
 }
 
+/// Where a block device is on its disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Its first byte on the whole disk.
+    pub start: u64,
+    /// Size of the whole disk in bytes.
+    pub disk_size: u64,
+    /// The whole disk's device node.
+    pub node: PathBuf,
+    /// Its name, when the disk is made of other devices or files.
+    pub made_of_others: Option<String>,
+}
+
 /// A block device and its name.
 struct Named {
     number: DeviceNumber,
@@ -98,6 +111,46 @@ impl System {
         let text = fs::read_to_string(self.proc.join("meminfo")).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    }
+
+    /// Where the block device with that number is.
+    ///
+    /// # Errors
+    /// sysfs does not say, as of file systems that are on no one block device.
+    pub fn whereabouts(&self, number: DeviceNumber) -> io::Result<Whereabouts> {
+        /// Unit of `start` and `size`, whatever the disk's sectors.
+        const SECTOR: u64 = 512;
+        let sectors = |path: &Path| {
+            let text = fs::read_to_string(path)?;
+            let value = text.trim().parse::<u64>().ok().and_then(|it| it.checked_mul(SECTOR));
+            value.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        };
+        let device = self.sys.join("dev/block").join(number.to_string()).canonicalize()?;
+        let (start, disk) = match device.parent() {
+            Some(disk) if device.join("partition").exists() => {
+                (sectors(&device.join("start"))?, disk)
+            }
+            _ => (0, device.as_path()),
+        };
+        let name = file_name(disk);
+        let is_made = ["dm", "md", "loop"].iter().any(|kind| disk.join(kind).exists())
+            || !names_in(&disk.join("slaves"))?.is_empty();
+        Ok(Whereabouts {
+            start,
+            disk_size: sectors(&disk.join("size"))?,
+            // sysfs writes ! for / in names.
+            node: Path::new("/dev").join(name.replace('!', "/")),
+            made_of_others: is_made.then_some(name),
+        })
+    }
+
+    /// Whether the file system on that device is mounted with its data in the journal.
+    ///
+    /// # Errors
+    /// The system cannot be asked.
+    pub fn journals_data(&self, number: DeviceNumber) -> io::Result<bool> {
+        let mut mounts = self.mounts()?.into_iter();
+        Ok(mounts.any(|mount| mount.number == Some(number) && mount.journals_data))
     }
 
     fn device_uses(&self, number: DeviceNumber) -> io::Result<Vec<Use>> {
@@ -190,6 +243,7 @@ struct Mount {
     number: Option<DeviceNumber>,
     at: String,
     source: String,
+    journals_data: bool,
 }
 
 impl Mount {
@@ -198,8 +252,11 @@ impl Mount {
         let mut left = left.split(' ');
         let number = DeviceNumber::parse(left.nth(2)?);
         let at = unescape(left.nth(1)?);
-        let source = unescape(right.split(' ').nth(1)?);
-        Some(Mount { number, at, source })
+        let mut right = right.split(' ');
+        let source = unescape(right.nth(1)?);
+        let mut options = right.next().unwrap_or_default().split(',');
+        let journals_data = options.any(|option| option == "data=journal");
+        Some(Mount { number, at, source, journals_data })
     }
 }
 
@@ -295,6 +352,29 @@ mod tests {
     fn btrfs_with_a_device_number_of_its_own_is_known_by_its_source() {
         let (_root, system) = machine("22 1 0:33 / /data rw shared:1 - btrfs /dev/tkd1 rw\n", "");
         assert_eq!(uses(&system, 1), [Use::Mounted { device: "tkd1".into(), at: "/data".into() }]);
+    }
+
+    #[test]
+    fn partition_is_found_on_its_disk() {
+        let mounted = "22 1 240:2 / /mnt rw - ext4 /dev/tkd2 rw,data=journal\n";
+        let (_root, system) = machine(mounted, "");
+        let disk = system.sys.join("class/block/tkd");
+        fs::write(disk.join("size"), "409600\n").unwrap();
+        fs::write(disk.join("tkd2/start"), "2048\n").unwrap();
+        let of = |minor| system.whereabouts(DeviceNumber { major: 240, minor });
+        let whole = Whereabouts {
+            start: 0,
+            disk_size: 200 << 20,
+            node: "/dev/tkd".into(),
+            made_of_others: None,
+        };
+        assert_eq!(of(0).unwrap(), whole);
+        assert_eq!(of(2).unwrap(), Whereabouts { start: 1 << 20, ..whole });
+        let journals = |minor| system.journals_data(DeviceNumber { major: 240, minor }).unwrap();
+        assert_eq!((journals(1), journals(2)), (false, true));
+        fs::create_dir(disk.join("md")).unwrap();
+        assert_eq!(of(2).unwrap().made_of_others.as_deref(), Some("tkd"));
+        assert!(of(3).is_err());
     }
 
     #[test]

@@ -8,8 +8,9 @@
 //! | [`signature`] | what a disk already holds: partition tables, file systems, containers |
 //! | [`area`] | finding the reserved area on a device, and its trailer |
 //! | [`partition`] | the partitions of a GPT |
+//! | [`fiemap`], [`file_area`] | areas that are files in a file system |
 //! | [`core_file`] | the ELF core in an area: its size, its notes |
-//! | [`reserve`], [`show`], [`save`] | one module per command |
+//! | [`reserve`], [`handoff`], [`show`], [`save`] | one module per command |
 //! | [`copy`] | the verified, sparse copy |
 //! | [`text`] | sizes and times as people read them |
 //!
@@ -19,12 +20,15 @@
 //! and the user has said yes to losing what is on it; and no dump is given up before its copy is
 //! on stable storage.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod area;
 pub mod copy;
 pub mod core_file;
 pub mod device;
+pub mod fiemap;
+pub mod file_area;
+pub mod handoff;
 pub mod in_use;
 pub mod partition;
 pub mod reserve;

@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use loader::in_use::System;
 use loader::save::{Options, save};
-use loader::{reserve, show};
+use loader::{handoff, reserve, show, text};
 
 /// Reserves a place for crash dumps on a disk, shows what is in it, and saves a dump from it.
 #[derive(Parser)]
@@ -25,15 +25,31 @@ struct Arguments {
 enum Command {
     /// Reserve a block device or an image file for crash dumps.
     ///
-    /// Writes a mark into the last 4 KiB and clears the first 128 KiB. The payload writes a dump only
-    /// where it finds the mark, and then overwrites everything from the first byte on.
+    /// Writes a mark into the last 4 KiB and clears the first 128 KiB; a file gets some more marks. The
+    /// payload writes a dump only where it finds the mark, and then overwrites everything from the first
+    /// byte on.
     Reserve {
-        /// A whole disk, a partition, or the image of one.
+        /// A whole disk, a partition, the image of one, or a file in a file system.
         path: PathBuf,
+        /// Make a file of SIZE bytes (K, M, G and T are powers of 1024) on ext4 or XFS. The payload finds it by
+        /// the handoff; see `loader handoff`.
+        #[arg(long, value_parser = text::parse_size, conflicts_with = "force")]
+        size: Option<u64>,
         /// Reserve it although it holds a file system, a partition table or an unsaved dump, which
         /// will be lost. A device in use is refused all the same.
         #[arg(long)]
         force: bool,
+    },
+    /// Tell the payload where files in file systems are that are dump areas.
+    ///
+    /// The handoff is loaded with it: kexec -p ... --initrd=HANDOFF. Make it anew each time.
+    Handoff {
+        /// Files that `loader reserve --size` made.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Where the handoff goes; overwritten when it exists.
+        #[arg(long, short)]
+        output: PathBuf,
     },
     /// Show the state of a dump area.
     Show {
@@ -74,8 +90,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Reserve { path, force } => {
+        Command::Reserve { path, size: Some(size), .. } => {
+            show_user(&reserve::reserve_new_file(&path, size, &System::default())?)
+        }
+        Command::Reserve { path, size: None, force } => {
             show_user(&reserve::reserve(&path, force, &System::default())?)
+        }
+        Command::Handoff { files, output } => {
+            show_user(&handoff::handoff(&files, &output, &System::default())?)
         }
         Command::Show { path, json } => {
             let report = show::show(&path)?;

@@ -1,6 +1,6 @@
 //! `loader reserve`: writes the mark without which the payload writes nothing.
 //!
-//! Only the last 4 KiB of the device are written.
+//! Only the first 128 KiB and the last 4 KiB of a device are written, and some blocks of a file.
 
 use std::fmt;
 use std::io;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::area::Mark;
 use crate::device::{Access, Device, Kind, OpenError, ReadAt, kind_of};
+use crate::file_area::{self, FileArea, FileError};
 use crate::in_use::{System, Use};
 use crate::signature;
 use crate::text::{exact_size, size};
@@ -59,6 +60,9 @@ pub enum ReserveError {
         /// Its size in bytes.
         size: u64,
     },
+    /// It cannot be a file that is an area.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is something on it that would be lost.
     #[error(
         "{path} is not empty, nothing was written:\n{losses}\nIf nobody needs that any more, say \
@@ -152,6 +156,48 @@ pub struct Reserved {
     pub memory: Option<u64>,
 }
 
+/// Makes a file of `size` bytes in a file system, and reserves it.
+///
+/// # Errors
+/// [`ReserveError`]; then there is no file.
+pub fn reserve_new_file(path: &Path, size: u64, system: &System) -> Result<Reserved, ReserveError> {
+    layout_for(path, size)?;
+    file_area::make(path, size)?;
+    let reserved = Device::open(path, Access::Exclusive).map_err(ReserveError::from);
+    let reserved = reserved.and_then(|device| reserve_file(device, Mark::Absent, vec![], system));
+    if reserved.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    reserved
+}
+
+/// Marks the file as an area, and makes it immutable.
+fn reserve_file(
+    mut device: Device,
+    mark: Mark,
+    losses: Vec<Loss>,
+    system: &System,
+) -> Result<Reserved, ReserveError> {
+    let path = device.path().to_path_buf();
+    let layout = layout_for(device.path(), device.size())?;
+    let place = FileArea::of(&device, system)?;
+    let trailer = Trailer { in_file: true, ..new_trailer(mark, layout.area_size) };
+    device
+        .write_durably(&trailer.to_block(), layout.trailer)
+        .map_err(|source| ReserveError::Io { path: path.clone(), action: "write to", source })?;
+    place.mark(&device, trailer.uuid)?;
+    device.keep_immutable();
+    Ok(Reserved {
+        kind: device.kind(),
+        path,
+        trailer,
+        layout,
+        uuid_kept: matches!(mark, Mark::Valid(..)),
+        losses,
+        memory: system.memory(),
+    })
+}
+
 /// Reserves the device or file at `path`. `force` gives up what is on it; nothing makes a device that
 /// is in use acceptable.
 ///
@@ -166,13 +212,16 @@ pub fn reserve(path: &Path, force: bool, system: &System) -> Result<Reserved, Re
         return Err(ReserveError::InUse { path: path.to_path_buf(), uses: List(uses) });
     }
     let device = Device::open(path, Access::Exclusive)?;
-    let layout = layout_for(&device)?;
+    let layout = layout_for(device.path(), device.size())?;
     let io_error =
         |action| move |source| ReserveError::Io { path: path.to_path_buf(), action, source };
     let mark = Mark::read(&device, 0, device.size()).map_err(io_error("read"))?;
     let losses = losses(&device, mark).map_err(io_error("read"))?;
     if !losses.is_empty() && !force {
         return Err(ReserveError::NotEmpty { path: path.to_path_buf(), losses: List(losses) });
+    }
+    if matches!(mark, Mark::Valid(trailer, _) if trailer.in_file) {
+        return reserve_file(device, mark, losses, system);
     }
     // The payload takes an area that begins with anything but zeros or a core for one that was put
     // to another use since: a mark alone says nothing about what happened after it was made.
@@ -190,8 +239,8 @@ pub fn reserve(path: &Path, force: bool, system: &System) -> Result<Reserved, Re
     })
 }
 
-fn layout_for(device: &Device) -> Result<Layout, ReserveError> {
-    let (path, size) = (device.path().to_path_buf(), device.size());
+fn layout_for(path: &Path, size: u64) -> Result<Layout, ReserveError> {
+    let path = path.to_path_buf();
     if size < MIN_AREA {
         return Err(ReserveError::TooSmall { path, size });
     }
@@ -216,7 +265,8 @@ fn losses(device: &Device, mark: Mark) -> io::Result<Vec<Loss>> {
     };
     // Memory of a crashed machine is full of its file systems' superblocks: in an area that still
     // begins as one, magic numbers behind its beginning say nothing about the disk.
-    if !(matches!(mark, Mark::Valid(..)) && begins_as_area(device)?) {
+    let in_file = matches!(mark, Mark::Valid(trailer, _) if trailer.in_file);
+    if !(in_file || matches!(mark, Mark::Valid(..)) && begins_as_area(device)?) {
         losses.extend(signature::found_on(device).into_iter().map(Loss::Content));
     }
     Ok(losses)
@@ -249,11 +299,16 @@ impl fmt::Display for Reserved {
             )?;
         }
         self.write_size_hint(f)?;
-        if self.kind == Kind::File {
+        if self.trailer.in_file {
+            writeln!(f, "Each time before the payload is loaded, tell it where the file is:")?;
+            writeln!(f, "  loader handoff {path} --output HANDOFF")?;
+            writeln!(f, "  kexec -p ... --initrd=HANDOFF")?;
+            writeln!(f, "The file is immutable now; `chattr -i {path}` before you remove it.")?;
+        } else if self.kind == Kind::File {
             writeln!(
                 f,
-                "{path} is a file: it serves as the disk or partition of a virtual machine. The \
-                 payload does not find a file inside a file system."
+                "{path} is a file: it serves as the disk or partition of a virtual machine. For a \
+                 file in a file system that the payload is to find, use --size."
             )?;
         }
         writeln!(f, "To make the payload use this area and no other, load it with")?;
@@ -263,9 +318,14 @@ impl fmt::Display for Reserved {
 }
 
 impl Reserved {
+    /// Whether it is this machine's dump that goes there.
+    fn is_this_machines(&self) -> bool {
+        self.kind != Kind::File || self.trailer.in_file
+    }
+
     fn write_size_hint(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.memory {
-            Some(memory) if self.kind != Kind::File && memory > self.layout.crc_table => writeln!(
+            Some(memory) if self.is_this_machines() && memory > self.layout.crc_table => writeln!(
                 f,
                 "Note: this machine has {} of memory, a full dump of it does not fit here.",
                 size(memory)

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use crate::area::{Area, FindError};
+use crate::area::{Area, EmptyError, FindError};
 use crate::copy::{Damage, Plan, copy};
 use crate::core_file::{CoreError, Headers};
 use crate::device::{Access, Device, OpenError, ReadAt};
@@ -131,8 +131,8 @@ pub enum SaveError {
         path: PathBuf,
         /// The area.
         area: String,
-        /// What the kernel said.
-        source: io::Error,
+        /// What went wrong.
+        source: EmptyError,
     },
 }
 

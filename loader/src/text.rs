@@ -22,6 +22,27 @@ pub fn exact_size(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", size(bytes))
 }
 
+/// The size that `text` says, such as `1536M`: bytes, or with K, M, G or T powers of 1024.
+///
+/// # Errors
+/// It says none.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let shift = match unit.to_ascii_uppercase().trim_end_matches("IB") {
+        "" | "B" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("{unit} is no unit; say K, M, G or T")),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|it| it.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "no size; say for example 4G".to_owned())
+}
+
 /// A duration of `microseconds`, such as `1.234 s` or `5.6 ms`.
 #[must_use]
 pub fn duration(microseconds: u64) -> String {
@@ -78,6 +99,15 @@ mod tests {
         assert_eq!(size(4096), "4.0 KiB");
         assert_eq!(exact_size(3 << 29), "1.5 GiB (1610612736 bytes)");
         assert_eq!(size(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn sizes_are_understood() {
+        assert_eq!(parse_size("8388608"), Ok(8 << 20));
+        assert_eq!((parse_size("4G"), parse_size("300MiB")), (Ok(4 << 30), Ok(300 << 20)));
+        for text in ["", "G", "4X", "-1", "99999999T"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs;
 
 use format::area::{Layout, Reason, State, Trailer};
 use format::crc32;
+use format::handoff::{self, Extent, ExtentMark};
 use format::record::Record;
 use zerocopy::IntoBytes;
 
@@ -49,6 +50,7 @@ fn trailer_lies_as_the_table_says() {
     let trailer = Trailer {
         state: State::Incomplete,
         reason: Reason::DiskTimeout,
+        in_file: true,
         uuid: *b"0123456789abcdef",
         area_size: size,
         sequence: 3,
@@ -67,7 +69,7 @@ fn trailer_lies_as_the_table_says() {
         ("version", word(1)),
         ("state", word(3)),
         ("reason", word(2)),
-        ("reserved", word(0)),
+        ("in a file", word(1)),
         ("uuid", b"0123456789abcdef".to_vec()),
         ("area size", long(size)),
         ("sequence", long(3)),
@@ -85,6 +87,47 @@ fn trailer_lies_as_the_table_says() {
         ("rest", vec![0; 3584]),
     ]);
     assert_lies_as_documented("trailer", &block, fields);
+}
+
+#[test]
+fn handoff_and_marks_lie_as_the_tables_say() {
+    let uuid = *b"0123456789abcdef";
+    let extent = Extent { start: 0x10_0200, size: 4 << 20 };
+    let file = handoff::File::new(uuid, 1 << 30, 4 << 20, 1);
+    let content = [&file.to_bytes()[..], &extent.to_bytes()].concat();
+    let header = handoff::header(1, &content);
+    let fields = BTreeMap::from([
+        ("magic", b"TKDHANDF".to_vec()),
+        ("version", word(1)),
+        ("files", word(1)),
+        ("size", long(32 + 40 + 16)),
+        ("content crc", word(crc32(&content))),
+        ("crc", word(crc32(&header[..28]))),
+    ]);
+    assert_lies_as_documented("handoff header", &header, fields);
+    let fields = BTreeMap::from([
+        ("uuid", uuid.to_vec()),
+        ("disk size", long(1 << 30)),
+        ("area size", long(4 << 20)),
+        ("extents", word(1)),
+        ("reserved", word(0)),
+    ]);
+    assert_lies_as_documented("handoff file", &file.to_bytes(), fields);
+    let fields = BTreeMap::from([("start", long(0x10_0200)), ("size", long(4 << 20))]);
+    assert_lies_as_documented("handoff extent", &extent.to_bytes(), fields);
+
+    let mark = ExtentMark { uuid, position: 4096, at: 0x10_1200 }.to_block();
+    let fields = BTreeMap::from([
+        ("magic", b"TKDBLOCK".to_vec()),
+        ("version", word(1)),
+        ("reserved", word(0)),
+        ("uuid", uuid.to_vec()),
+        ("position", long(4096)),
+        ("place", long(0x10_1200)),
+        ("crc", word(crc32(&mark[..48]))),
+        ("rest", vec![0; 4044]),
+    ]);
+    assert_lies_as_documented("extent mark", &mark, fields);
 }
 
 #[test]

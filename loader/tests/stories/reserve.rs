@@ -32,8 +32,8 @@ Reserved area for crash dumps.
   uuid          UUID
   size          8.0 MiB (8388608 bytes)
   largest core  7.9 MiB (8318976 bytes)
-area is a file: it serves as the disk or partition of a virtual machine. The payload does not find \
-a file inside a file system.
+area is a file: it serves as the disk or partition of a virtual machine. For a file in a file \
+system that the payload is to find, use --size.
 To make the payload use this area and no other, load it with
   capture.to=disk:uuid=UUID
 on its command line (kexec -p ... --append=\"...\").
