@@ -1,6 +1,7 @@
 //! The guest: a distribution kernel with an initramfs of ours that loads the payload with stock
 //! `kexec -p` and then crashes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,13 @@ pub struct Scenario {
     pub second_line: Option<SecondLine>,
     /// Kernel modules that the guest loads beside its disks' drivers.
     pub modules: Vec<PathBuf>,
+    /// Files of the host's in the guest, by their paths there.
+    pub files: BTreeMap<String, PathBuf>,
+    /// Shell commands that the guest runs before the payload is loaded; `say` prints a line, `fail` one
+    /// more and ends.
+    pub prepare: String,
+    /// What is loaded beside the payload: a path in the guest.
+    pub initrd: Option<&'static str>,
     /// Shell commands that the guest runs when the payload is loaded; `say` prints a line.
     pub before: String,
     /// What brings the kernel down.
@@ -83,6 +91,9 @@ impl Scenario {
             blobs: Vec::new(),
             second_line: None,
             modules: Vec::new(),
+            files: BTreeMap::new(),
+            prepare: String::new(),
+            initrd: None,
             before: String::new(),
             trigger: Trigger::Sysrq,
         }
@@ -216,7 +227,9 @@ impl Guest<'_> {
 
     fn initramfs(&self, scenario: &Scenario, modules: &[PathBuf]) -> Result<Vec<u8>> {
         let mut archive = Archive::default();
-        for directory in ["bin", "sbin", "lib", "lib64", "modules", "dev", "proc", "sys", "tmp"] {
+        for directory in
+            ["bin", "sbin", "lib", "lib64", "modules", "dev", "proc", "sys", "tmp", "mnt", "host"]
+        {
             archive.directory(directory)?;
         }
         archive.file("bin/busybox", &self.tools.file("bin/busybox")?)?;
@@ -233,6 +246,9 @@ impl Guest<'_> {
         for module in modules {
             let name = module.file_name().context("a module without a name")?.to_string_lossy();
             archive.file(&format!("modules/{name}"), module)?;
+        }
+        for (to, from) in &scenario.files {
+            archive.file(to, from)?;
         }
         archive.file("capture.bin", self.payload)?;
         archive.entry("init", 0o100_755, init_script(scenario, modules)?.as_bytes())?;
@@ -317,11 +333,13 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         writeln!(script, "insmod /modules/{name} || fail \"insmod {name}\"")?;
     }
+    let initrd = scenario.initrd.map(|path| format!(" --initrd={path}")).unwrap_or_default();
     write!(
         script,
-        "[ ! -b /dev/vda ] || dd if=/dev/vda of=/dev/null bs=4096 count=16 2> /dev/null\n\
-         say \"$ kexec {syscall} -p capture.bin --append='{append}'\"\n\
-         kexec {syscall} -p /capture.bin --append='{append}' > /tmp/kexec 2>&1\n\
+        "{prepare}\n\
+         [ ! -b /dev/vda ] || dd if=/dev/vda of=/dev/null bs=4096 count=16 2> /dev/null\n\
+         say \"$ kexec {syscall} -p capture.bin{initrd} --append='{append}'\"\n\
+         kexec {syscall} -p /capture.bin{initrd} --append='{append}' > /tmp/kexec 2>&1\n\
          code=$?\n\
          while read -r line; do say \"kexec: $line\"; done < /tmp/kexec\n\
          loaded=$(cat /sys/kernel/kexec_crash_loaded)\n\
@@ -333,6 +351,7 @@ fn init_script(scenario: &Scenario, modules: &[PathBuf]) -> Result<String> {
          say \"crashing\"\n\
          {crash}\n",
         append = scenario.append,
+        prepare = scenario.prepare,
         before = scenario.before,
     )?;
     Ok(script)

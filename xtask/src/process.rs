@@ -128,7 +128,9 @@ pub(crate) fn install_packages(packages: &[String]) -> Result<()> {
 /// Whether `program` is on `PATH`, or in one of the directories that only root has there.
 fn exists(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| is_executable(&directory.join(program)))
+    let everybodys = std::env::split_paths(&path);
+    let mut directories = everybodys.chain(["/usr/sbin".into(), "/sbin".into()]);
+    directories.any(|directory| is_executable(&directory.join(program)))
 }
 
 fn is_executable(path: &Path) -> bool {

@@ -43,6 +43,17 @@ pub fn build(name: &str, profile: Profile) -> Result<PathBuf> {
     executable.with_context(|| format!("cargo built no program `{name}`"))
 }
 
+/// A program of the host's and the libraries that it is linked with: for guests of the host's architecture.
+///
+/// # Errors
+/// When ldd cannot tell.
+pub fn with_libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let said = process::output(Command::new("ldd").arg(program))?;
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)`; the interpreter has no arrow.
+    let words = said.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok([program.to_owned()].into_iter().chain(words.map(PathBuf::from)).collect())
+}
+
 /// `loader`, as the tests and the demo use it.
 #[derive(Clone, Debug)]
 pub struct Loader {
@@ -56,6 +67,12 @@ impl Loader {
     /// When it does not build.
     pub fn build() -> Result<Loader> {
         Ok(Loader { program: build("loader", Profile::Dev)? })
+    }
+
+    /// Where the program is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.program
     }
 
     /// `loader reserve AREA`; returns what it printed.

@@ -122,6 +122,8 @@ fn virt() -> Vec<u8> {
         root.node("timer", |node| node.text("compatible", "arm,armv8-timer\0arm,armv7-timer"));
         root.node("chosen", |node| {
             node.cells("linux,usable-memory-range", &[0, 0x5000_0000, 0, 0x20_0000]);
+            node.cells("linux,initrd-start", &[0, 0x5018_0000]);
+            node.cells("linux,initrd-end", &[0, 0x5018_0068]);
             node.cells("linux,elfcorehdr", &[0, 0x501f_f000, 0, 0x1000]);
             node.text("bootargs", "console=ttyAMA0 capture.level=0");
             node.text("stdout-path", "/pl011@9000000");
@@ -144,6 +146,7 @@ fn facts_of_a_virt_machine_are_found() {
     let region = |at, size| Region { at: PhysAddr(at), size };
     assert_eq!(tree.elfcorehdr, Some(region(0x501f_f000, 0x1000)));
     assert_eq!(tree.usable_memory[..], [region(0x5000_0000, 0x20_0000)]);
+    assert_eq!(tree.initrd, Some(region(0x5018_0000, 0x68)));
     assert_eq!(tree.efi, None);
     let firmware = tree.firmware;
     let base = PhysAddr(0x0900_0000);
