@@ -7,7 +7,7 @@ use core::fmt;
 
 use format::BLOCK;
 use format::area::{HEAD, Layout, Reason, State, Trailer, TrailerError};
-use format::gpt;
+use format::{gpt, mbr};
 
 use crate::file::{FileDisk, NotMarked};
 use crate::{Disk, DiskError};
@@ -143,28 +143,66 @@ pub fn find(
         Ok(()) => return found,
         Err(why) => why,
     };
-    let Some(header) = partition_table(disk, sector) else {
-        refused(0, whole);
-        return found;
-    };
-    let mut told = 0;
-    let _ = each_table_piece(disk, &header, sector, |disk, offset, bytes| {
-        for entry in header.entries(offset, bytes) {
+    let mut partitions = Partitions { disk, wanted, scratch, refused, found: &mut found, told: 0 };
+    if let Some(header) = partition_table(partitions.disk, sector) {
+        let read = |them: &mut Partitions<'_>, at, into: &mut [u8]| them.disk.read(at, into);
+        let _ = each_table_piece(&mut partitions, read, &header, sector, |them, offset, bytes| {
             let unit = u64::from(header.sector_size);
-            let (start, size) = (entry.first_lba * unit, entry.sectors() * unit);
-            if found.area.is_some() {
-                return;
+            for entry in header.entries(offset, bytes) {
+                them.look_at(entry.index + 1, entry.first_lba * unit, entry.sectors() * unit);
             }
-            match found.take(check(disk, start, size, wanted, scratch), wanted) {
-                Err(why) if told < NAMED_PARTITIONS => {
-                    told += 1;
-                    refused(entry.index + 1, why);
-                }
-                _ => {}
-            }
-        }
-    });
+        });
+        return found;
+    }
+    let sectors = partitions.disk.size() / u64::from(partitions.disk.sector_size());
+    if mbr::each_partition(sectors, &mut partitions) != Ok(true) {
+        (partitions.refused)(0, whole);
+    }
     found
+}
+
+/// The partitions of a disk, one after the other.
+struct Partitions<'a> {
+    disk: &'a mut dyn Disk,
+    wanted: &'a Wanted,
+    scratch: &'a mut [u8],
+    refused: &'a mut dyn FnMut(u32, Unusable),
+    found: &'a mut Found,
+    /// Of how many was told why they are not written to.
+    told: u32,
+}
+
+impl Partitions<'_> {
+    /// Looks whether partition `number`, of `size` bytes from `start` on, is the area.
+    fn look_at(&mut self, number: u32, start: u64, size: u64) {
+        if self.found.area.is_some() {
+            return;
+        }
+        let checked = check(self.disk, start, size, self.wanted, self.scratch);
+        match self.found.take(checked, self.wanted) {
+            Err(why) if self.told < NAMED_PARTITIONS => {
+                self.told += 1;
+                (self.refused)(number, why);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl mbr::Visitor for Partitions<'_> {
+    type Error = DiskError;
+
+    fn read(&mut self, lba: u64) -> Result<[u8; 512], DiskError> {
+        let size = self.disk.sector_size();
+        let sector = self.scratch.get_mut(..size as usize).ok_or(DiskError::Range)?;
+        self.disk.read(lba * u64::from(size), sector)?;
+        sector.first_chunk().copied().ok_or(DiskError::Range)
+    }
+
+    fn partition(&mut self, entry: mbr::Entry) {
+        let unit = u64::from(self.disk.sector_size());
+        self.look_at(entry.number, entry.first_lba * unit, entry.sectors * unit);
+    }
 }
 
 /// Looks whether the file that `disk` is made of is the area that is `wanted`. A dump in it stays until it
@@ -226,26 +264,28 @@ fn partition_table(disk: &mut dyn Disk, sector: &mut [u8]) -> Option<gpt::Header
         disk.read(lba * sector_size, bytes).ok()?;
         let header = gpt::Header::parse(bytes, lba, sectors).ok()?;
         let mut check = header.table_check();
-        each_table_piece(disk, &header, sector, |_, _, bytes| check.update(bytes)).ok()?;
+        each_table_piece(disk, Disk::read, &header, sector, |_, _, bytes| check.update(bytes))
+            .ok()?;
         check.is_intact().then_some(header)
     })
 }
 
-/// Reads the entry table of a GPT piece by piece, and gives each to `each` with its offset in the
+/// Has the entry table of a GPT read piece by piece, and gives each to `each` with its offset in the
 /// table.
-fn each_table_piece(
-    disk: &mut dyn Disk,
+fn each_table_piece<T: ?Sized>(
+    reader: &mut T,
+    read: impl Fn(&mut T, u64, &mut [u8]) -> Result<(), DiskError>,
     header: &gpt::Header,
     buffer: &mut [u8],
-    mut each: impl FnMut(&mut dyn Disk, u64, &[u8]),
+    mut each: impl FnMut(&mut T, u64, &[u8]),
 ) -> Result<(), DiskError> {
     let sector_size = u64::from(header.sector_size);
     let size = header.table_sectors() * sector_size;
     let mut offset = 0;
     while offset < size {
         let some = (size - offset).min(buffer.len() as u64) as usize;
-        disk.read(header.entries_lba * sector_size + offset, &mut buffer[..some])?;
-        each(disk, offset, &buffer[..some]);
+        read(reader, header.entries_lba * sector_size + offset, &mut buffer[..some])?;
+        each(reader, offset, &buffer[..some]);
         offset += some as u64;
     }
     Ok(())

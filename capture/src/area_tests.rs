@@ -53,6 +53,45 @@ fn partition(disk: &mut FakeDisk<'_>, partitions: &[(u64, u64)]) {
     disk.bytes[2 * unit..2 * unit + table.len()].copy_from_slice(&table);
 }
 
+/// Puts an MBR with one primary partition and, in an extended one, a logical one on the disk.
+fn partition_by_mbr(disk: &mut FakeDisk<'_>, primary: (u32, u32), logical: (u32, u32)) {
+    let unit = disk.sector_size as usize;
+    let before = 64;
+    let extended = (logical.0 - before, logical.1 + before);
+    let tables: [(u32, &[(u8, (u32, u32))]); 2] =
+        [(0, &[(0x83, primary), (0x05, extended)]), (extended.0, &[(0x83, (before, logical.1))])];
+    for (lba, entries) in tables {
+        let sector = &mut disk.bytes[lba as usize * unit..][..512];
+        for ((kind, (first, sectors)), entry) in entries.iter().zip(sector[446..].chunks_mut(16)) {
+            entry[4] = *kind;
+            entry[8..12].copy_from_slice(&first.to_le_bytes());
+            entry[12..].copy_from_slice(&sectors.to_le_bytes());
+        }
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    }
+}
+
+#[test]
+fn mbr_partitions_are_searched_logical_ones_too() {
+    let machine = FakeMachine::default();
+    for unit in [512, 4096] {
+        let sectors = |bytes: u64| u32::try_from(bytes / unit).unwrap();
+        let mut disk = FakeDisk::new(4 * SIZE, &machine);
+        disk.sector_size = unit as u32;
+        let (first, second) = (1 << 20, SIZE + (2 << 20));
+        let (primary, logical) =
+            ((sectors(first), sectors(SIZE)), (sectors(second), sectors(SIZE)));
+        partition_by_mbr(&mut disk, primary, logical);
+        let none = Unusable::Mark(TrailerError::Magic);
+        assert_eq!(search(&mut disk, None), Err(vec![(1, none), (5, none)]));
+        reserve(&mut disk, second, SIZE, Trailer::empty(UUID, SIZE));
+        assert_eq!(search(&mut disk, None), Ok(second));
+        reserve(&mut disk, first, SIZE, Trailer::empty([1; 16], SIZE));
+        assert_eq!(search(&mut disk, None), Ok(first));
+        assert_eq!(search(&mut disk, Some(UUID)), Ok(second));
+    }
+}
+
 #[test]
 fn disk_with_a_mark_is_found_and_its_uuid_is_what_picks_it() {
     let machine = FakeMachine::default();

@@ -14,6 +14,7 @@ pub mod area;
 pub mod frame;
 pub mod gpt;
 pub mod handoff;
+pub mod mbr;
 pub mod note;
 pub mod record;
 

@@ -9,7 +9,8 @@ use drivers::mmio::Mmio;
 use drivers::{PhysAddr, Physical};
 use format::area::Trailer;
 use format::crc32;
-use format::gpt;
+use format::handoff::{self, Handoff};
+use format::{gpt, mbr};
 use libfuzzer_sys::fuzz_target;
 
 /// Where the memory that holds the tables begins.
@@ -85,6 +86,46 @@ fn partition_table(bytes: &[u8]) {
     }
 }
 
+struct Sectors<'a>(&'a [u8]);
+
+impl mbr::Visitor for Sectors<'_> {
+    type Error = ();
+
+    fn read(&mut self, lba: u64) -> Result<[u8; 512], ()> {
+        assert!(lba < MBR_SECTORS);
+        // Few bytes make a large disk: sectors repeat.
+        let at = (lba as usize * 16) % self.0.len().max(1);
+        let mut sector = [0; 512];
+        let some = self.0.get(at..).unwrap_or(&[]);
+        let size = some.len().min(64);
+        sector[446..446 + size].copy_from_slice(&some[..size]);
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        Ok(sector)
+    }
+
+    fn partition(&mut self, entry: mbr::Entry) {
+        assert!(entry.first_lba > 0 && entry.first_lba + entry.sectors <= MBR_SECTORS);
+    }
+}
+
+const MBR_SECTORS: u64 = 1 << 33;
+
+/// A handoff with right checksums: whatever it says, extents lie on the disk.
+fn handoff(bytes: &[u8]) {
+    let Some((files, content)) = bytes.split_first() else { return };
+    let blob = [&handoff::header((*files).into(), content)[..], content].concat();
+    let read = |at: u64, into: &mut [u8]| {
+        let from = blob.get(at as usize..).and_then(|bytes| bytes.get(..into.len()));
+        from.map(|from| into.copy_from_slice(from)).is_some()
+    };
+    let Ok(handoff) = Handoff::open(blob.len() as u64, &read) else { return };
+    for file in handoff.files() {
+        let extents = (0..file.extents).map(|index| handoff.extent(&file, index).expect("checked"));
+        let size: u64 = extents.map(|extent| extent.size).sum();
+        assert_eq!(size, file.area_size);
+    }
+}
+
 fn mark(bytes: &[u8]) {
     let mut block = [0; 4096];
     let size = bytes.len().min(508);
@@ -100,10 +141,12 @@ fn mark(bytes: &[u8]) {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((what, bytes)) = bytes.split_first() else { return };
-    match what % 4 {
+    match what % 6 {
         0 => acpi_tables(bytes),
         1 => drop(DeviceTree::read(bytes)),
         2 => partition_table(bytes),
+        3 => drop(mbr::each_partition(MBR_SECTORS, &mut Sectors(bytes))),
+        4 => handoff(bytes),
         _ => mark(bytes),
     }
 });

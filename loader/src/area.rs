@@ -48,7 +48,7 @@ impl Mark {
 pub enum FindError {
     /// There is none.
     #[error(
-        "{0} carries no reservation mark, and no GPT partition of it does; \
+        "{0} carries no reservation mark, and no partition of it does; \
          `loader reserve` makes one"
     )]
     NoMark(PathBuf),
@@ -123,7 +123,7 @@ pub struct Area<'device> {
 }
 
 impl<'device> Area<'device> {
-    /// Finds the area on `device`: the device as a whole, else the one GPT partition with a mark.
+    /// Finds the area on `device`: the device as a whole, else the one partition with a mark.
     ///
     /// # Errors
     /// [`FindError`] says why there is none, or not just one.
@@ -202,10 +202,11 @@ impl ReadAt for Area<'_> {
     }
 }
 
-/// The partitions of `device`; none when it has no GPT or a broken one.
+/// The partitions of `device`, of an image for either sector size: only one makes sense, and marks are only where
+/// it does.
 fn partitions(device: &Device) -> Vec<Partition> {
     let lists = device.sector_sizes().into_iter().map(|size| partition::list(device, size));
-    lists.flatten().next().unwrap_or_default()
+    lists.flatten().flatten().collect()
 }
 
 fn numbers(areas: &[Area<'_>]) -> String {

@@ -7,7 +7,7 @@
 //! | [`in_use`] | whether the running system uses a block device or a file |
 //! | [`signature`] | what a disk already holds: partition tables, file systems, containers |
 //! | [`area`] | finding the reserved area on a device, and its trailer |
-//! | [`partition`] | the partitions of a GPT |
+//! | [`partition`] | the partitions of a disk |
 //! | [`fiemap`], [`file_area`] | areas that are files in a file system |
 //! | [`core_file`] | the ELF core in an area: its size, its notes |
 //! | [`reserve`], [`handoff`], [`show`], [`save`] | one module per command |

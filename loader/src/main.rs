@@ -53,7 +53,7 @@ enum Command {
     },
     /// Show the state of a dump area.
     Show {
-        /// The area, or a disk (or its image) with a GPT and one area on it.
+        /// The area, or a disk (or its image) with partitions and one area on it.
         path: PathBuf,
         /// Print JSON.
         #[arg(long)]
@@ -64,7 +64,7 @@ enum Command {
     /// Every checksum is verified on the way. The area counts as empty only after the file is
     /// safely on its disk. An existing file is never overwritten.
     Save {
-        /// The area, or a disk (or its image) with a GPT and one area on it.
+        /// The area, or a disk (or its image) with partitions and one area on it.
         area: PathBuf,
         /// Where the file goes; created when it does not exist.
         dir: PathBuf,

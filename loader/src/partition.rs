@@ -1,19 +1,20 @@
-//! The partitions of a disk with a GPT, and where they are.
+//! The partitions of a disk with a GPT or an MBR, and where they are.
 
 use std::io;
 
 use format::gpt::{GptError, Header, PRIMARY_LBA};
+use format::mbr;
 use uuid::Uuid;
 
 use crate::device::ReadAt;
 
-/// One partition of a GPT.
+/// One partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partition {
     /// Its number as Linux counts: the 1 of `vda1`.
     pub number: u32,
-    /// Its identity, which Linux calls PARTUUID.
-    pub uuid: Uuid,
+    /// Its identity, which Linux calls PARTUUID; of a GPT alone.
+    pub uuid: Option<Uuid>,
     /// First byte on the disk.
     pub start: u64,
     /// Size in bytes.
@@ -34,18 +35,47 @@ pub enum PartitionError {
     Io(#[from] io::Error),
 }
 
-/// The partitions of `disk` according to its primary GPT or, when that is broken, to the backup.
+/// The partitions of `disk` according to its primary GPT or, when that is broken, to the backup; without a
+/// GPT to its MBR.
 ///
 /// # Errors
-/// What is wrong with the primary one, when the backup is not good either.
+/// What is wrong with the primary GPT, when neither the backup nor an MBR is good.
 pub fn list<Disk: ReadAt + ?Sized>(
     disk: &Disk,
     sector_size: u32,
 ) -> Result<Vec<Partition>, PartitionError> {
     let sectors = disk.size() / u64::from(sector_size);
     list_from(disk, sector_size, PRIMARY_LBA).or_else(|primary| {
-        list_from(disk, sector_size, sectors.saturating_sub(1)).map_err(|_| primary)
+        let backup = list_from(disk, sector_size, sectors.saturating_sub(1));
+        backup.or_else(|_| by_mbr(disk, sector_size)?.ok_or(primary))
     })
+}
+
+/// The partitions by the disk's MBR, if it has one.
+fn by_mbr<Disk: ReadAt + ?Sized>(
+    disk: &Disk,
+    sector_size: u32,
+) -> Result<Option<Vec<Partition>>, PartitionError> {
+    struct Found<'a, Disk: ?Sized>(&'a Disk, u64, Vec<Partition>);
+
+    impl<Disk: ReadAt + ?Sized> mbr::Visitor for Found<'_, Disk> {
+        type Error = io::Error;
+
+        fn read(&mut self, lba: u64) -> io::Result<[u8; 512]> {
+            let mut sector = [0; 512];
+            self.0.read_at(&mut sector, lba * self.1)?;
+            Ok(sector)
+        }
+
+        fn partition(&mut self, entry: mbr::Entry) {
+            let (start, size) = (entry.first_lba * self.1, entry.sectors * self.1);
+            self.2.push(Partition { number: entry.number, uuid: None, start, size });
+        }
+    }
+
+    let mut found = Found(disk, u64::from(sector_size), Vec::new());
+    let is_there = mbr::each_partition(disk.size() / u64::from(sector_size), &mut found)?;
+    Ok(is_there.then_some(found.2))
 }
 
 fn list_from<Disk: ReadAt + ?Sized>(
@@ -67,7 +97,7 @@ fn list_from<Disk: ReadAt + ?Sized>(
     }
     let partitions = header.entries(0, &table).map(|entry| Partition {
         number: entry.index + 1,
-        uuid: Uuid::from_bytes_le(entry.unique_guid),
+        uuid: Some(Uuid::from_bytes_le(entry.unique_guid)),
         start: entry.first_lba * bytes_per_sector,
         size: entry.sectors() * bytes_per_sector,
     });

@@ -65,8 +65,8 @@ pub struct Report {
 pub struct PartitionReport {
     /// Its number: the 1 of `vda1`.
     pub number: u32,
-    /// Its PARTUUID.
-    pub uuid: Uuid,
+    /// Its PARTUUID; null on a disk with an MBR.
+    pub uuid: Option<Uuid>,
     /// Its first byte on the disk.
     pub start: u64,
 }
@@ -103,7 +103,7 @@ pub struct RecordReport {
     pub memory_used: u64,
 }
 
-/// Looks at the area at `path`, which is an area, or a disk with a GPT and one area on it.
+/// Looks at the area at `path`, which is an area, or a disk with partitions and one area on it.
 ///
 /// # Errors
 /// It cannot be opened, or there is no area.
@@ -189,7 +189,8 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.path)?;
         if let Some(partition) = &self.partition {
             let PartitionReport { number, uuid, start } = partition;
-            writeln!(f, "  partition     {number}, PARTUUID {uuid}, at byte {start}")?;
+            let uuid = uuid.map(|uuid| format!(" PARTUUID {uuid},")).unwrap_or_default();
+            writeln!(f, "  partition     {number},{uuid} at byte {start}")?;
         }
         writeln!(f, "  state         {}", self.state)?;
         if let Some(reason) = self.reason {

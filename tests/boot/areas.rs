@@ -25,7 +25,8 @@ stories! {
         machine_without_a_disk_reboots_with_a_message,
         second_disk_is_taken_when_only_it_has_a_mark,
         backtrace_comes_straight_from_the_area_too,
-        area_in_a_gpt_partition_is_found_and_its_neighbour_left_alone;
+        area_in_a_gpt_partition_is_found_and_its_neighbour_left_alone,
+        area_in_a_logical_mbr_partition_is_found_and_its_neighbour_left_alone;
     aarch64:
         machine_without_a_disk_reboots_with_a_message,
         dump_that_nobody_has_saved_yet_is_not_overwritten;
@@ -202,8 +203,25 @@ fn backtrace_comes_straight_from_the_area_too(arch: &'static str) -> Result<()> 
 }
 
 fn area_in_a_gpt_partition_is_found_and_its_neighbour_left_alone(arch: &'static str) -> Result<()> {
+    area_in_a_partition_is_found(arch, "gpt", partition)
+}
+
+fn area_in_a_logical_mbr_partition_is_found_and_its_neighbour_left_alone(
+    arch: &'static str,
+) -> Result<()> {
+    area_in_a_partition_is_found(arch, "mbr", partition_by_mbr)
+}
+
+/// Where two partitions of these sizes begin, once the image has them.
+type Partition = fn(&Path, [u64; 2]) -> Result<[u64; 2]>;
+
+fn area_in_a_partition_is_found(
+    arch: &'static str,
+    kind: &str,
+    partition: Partition,
+) -> Result<()> {
     let bench = bench(arch)?;
-    let directory = directory(&format!("areas/{arch}-gpt"))?;
+    let directory = directory(&format!("areas/{arch}-{kind}"))?;
     let scenario = bench.scenario();
     let size = area_size(&scenario);
     let disk = sparse_image(&directory.join("disk.img"), size + (64 << 20))?;
@@ -240,6 +258,28 @@ fn partition(image: &Path, sizes: [u64; 2]) -> Result<[u64; 2]> {
     let starts: Vec<u64> = disk.partitions().values().map(|it| it.first_lba * 512).collect();
     disk.write()?;
     starts.try_into().ok().context("not two partitions")
+}
+
+/// The same with an MBR: a primary partition, and a logical one behind it.
+fn partition_by_mbr(image: &Path, sizes: [u64; 2]) -> Result<[u64; 2]> {
+    const ALIGNMENT: u64 = 1 << 20;
+    let sectors = |bytes: u64| u32::try_from(bytes / 512);
+    let entry = |kind: u32, first: u64, size: u64| {
+        // What CHS addresses say is of no matter.
+        Ok::<_, std::num::TryFromIntError>(
+            [0, kind, sectors(first)?, sectors(size)?].map(u32::to_le_bytes).concat(),
+        )
+    };
+    let extended = ALIGNMENT + sizes[0];
+    let primary =
+        [entry(0x83, ALIGNMENT, sizes[0])?, entry(0x0f, extended, ALIGNMENT + sizes[1])?].concat();
+    let logical = entry(0x83, ALIGNMENT, sizes[1])?;
+    let image = std::fs::File::options().write(true).open(image)?;
+    for (table, entries) in [(0, primary), (extended, logical)] {
+        image.write_all_at(&entries, table + 446)?;
+        image.write_all_at(&[0x55, 0xaa], table + 510)?;
+    }
+    Ok([ALIGNMENT, extended + ALIGNMENT])
 }
 
 fn dumps_completely(

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use format::area::{Layout, State, Trailer};
-use format::{BLOCK, gpt};
+use format::{BLOCK, gpt, mbr};
 
 /// A reserved area that was found.
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ impl AreaInfo {
 pub(super) fn find(disk: &[u8]) -> Option<AreaInfo> {
     area_in(disk, 0..disk.len())
         .or_else(|| gpt_partitions(disk).into_iter().find_map(|range| area_in(disk, range)))
+        .or_else(|| mbr_partitions(disk).into_iter().find_map(|range| area_in(disk, range)))
 }
 
 fn area_in(disk: &[u8], range: Range<usize>) -> Option<AreaInfo> {
@@ -85,6 +86,38 @@ fn gpt_at(disk: &[u8], sector: usize, lba: u64) -> Option<Vec<Range<usize>>> {
     check.is_intact().then(|| header.entries(0, table).filter_map(range).collect())
 }
 
+/// The byte ranges of the MBR's partitions, for both sizes of sectors: marks are only where one makes sense.
+fn mbr_partitions(disk: &[u8]) -> Vec<Range<usize>> {
+    struct Walk<'a> {
+        disk: &'a [u8],
+        sector: u64,
+        found: Vec<Range<usize>>,
+    }
+
+    impl mbr::Visitor for Walk<'_> {
+        type Error = ();
+
+        fn read(&mut self, lba: u64) -> Result<[u8; 512], ()> {
+            let at = usize::try_from(lba * self.sector).map_err(drop)?;
+            self.disk.get(at..).and_then(|bytes| bytes.first_chunk()).copied().ok_or(())
+        }
+
+        fn partition(&mut self, entry: mbr::Entry) {
+            let [start, size] =
+                [entry.first_lba, entry.sectors].map(|it| (it * self.sector) as usize);
+            self.found.push(start..start + size);
+        }
+    }
+
+    let partitions = [512, 4096].into_iter().flat_map(|sector| {
+        let mut walk = Walk { disk, sector, found: Vec::new() };
+        let sectors = disk.len() as u64 / sector;
+        let _ = mbr::each_partition(sectors, &mut walk);
+        walk.found
+    });
+    partitions.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -125,6 +158,21 @@ mod tests {
         }
         seal(&mut disk);
         (disk, start)
+    }
+
+    #[test]
+    fn area_in_an_mbr_partition_is_found() {
+        for sector in [512usize, 4096] {
+            let start = 16 * sector;
+            let mut disk = vec![0; start];
+            disk.extend(area(State::Complete, 100));
+            let entry = &mut disk[446..462];
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&16u32.to_le_bytes());
+            entry[12..].copy_from_slice(&((AREA / sector) as u32).to_le_bytes());
+            disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+            assert_eq!(find(&disk).unwrap().core, start..start + 100);
+        }
     }
 
     fn put(disk: &mut [u8], at: usize, bytes: &[u8]) {

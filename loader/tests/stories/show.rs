@@ -158,6 +158,25 @@ fn area_in_a_partition_is_found_from_the_disk() {
 }
 
 #[test]
+fn area_in_a_logical_partition_of_an_mbr_is_found_from_the_disk() {
+    let (directory, path) = image("disk", 32 << 20);
+    let entry = |kind: u32, first: u32, sectors: u32| {
+        [0, kind, first, sectors].map(u32::to_le_bytes).concat()
+    };
+    for (table, entry) in
+        [(0, entry(0x05, 16_384, 40_000)), (16_384 * 512, entry(0x83, 16_384, (AREA / 512) as u32))]
+    {
+        patch(&path, table + 446, &entry);
+        patch(&path, table + 510, &[0x55, 0xaa]);
+    }
+    patch(&path, 16 << 20, &area(State::Complete, Reason::None));
+    let outcome = loader(&directory, &["show", "disk"]);
+    let partition = "disk\n  partition     5, at byte 16777216\n";
+    let expected = COMPLETE.replacen("area\n", partition, 1).replace("save area", "save disk");
+    assert_eq!(outcome.stdout, expected);
+}
+
+#[test]
 fn backup_partition_table_serves_when_the_primary_is_broken() {
     for (offset, bytes) in [(512 + 60, &[0xff][..]), (512, &[0; 512]), (1024 + 40, &[0xff])] {
         let (directory, path) = gpt_image();
