@@ -58,7 +58,7 @@ fn partition_by_mbr(disk: &mut FakeDisk<'_>, primary: (u32, u32), logical: (u32,
     let unit = disk.sector_size as usize;
     let before = 64;
     let extended = (logical.0 - before, logical.1 + before);
-    let tables: [(u32, &[(u8, (u32, u32))]); 2] =
+    let tables: [(u32, &[_]); 2] =
         [(0, &[(0x83, primary), (0x05, extended)]), (extended.0, &[(0x83, (before, logical.1))])];
     for (lba, entries) in tables {
         let sector = &mut disk.bytes[lba as usize * unit..][..512];
