@@ -264,6 +264,16 @@ fn modules(kernel: &Kernel, variant: &Variant) -> Result<Vec<PathBuf>> {
             "drivers/scsi/virtio_scsi",
             "drivers/scsi/sd_mod",
         ]
+    } else if variant.disk.starts_with("nvme") {
+        &[
+            "crypto/crct10dif_common",
+            "lib/crc-t10dif",
+            "lib/crc64",
+            "lib/crc64-rocksoft",
+            "block/t10-pi",
+            "drivers/nvme/host/nvme-core",
+            "drivers/nvme/host/nvme",
+        ]
     } else {
         &["drivers/block/virtio_blk"]
     };
