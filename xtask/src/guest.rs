@@ -184,6 +184,7 @@ impl Guest<'_> {
             disks,
             blobs: scenario.blobs.clone(),
             second_line: scenario.second_line.map(|line| (line, directory.join("second-line.log"))),
+            arguments: Vec::new(),
         };
         start(&machine)
     }
