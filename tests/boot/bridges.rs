@@ -9,6 +9,8 @@ stories! {
     x86_64:
         every_byte_gets_to_a_disk_behind_a_conventional_bridge,
         every_byte_gets_to_a_disk_behind_a_switch;
+    aarch64:
+        every_byte_gets_to_a_disk_behind_a_switch;
 }
 
 fn every_byte_gets_to_a_disk_behind_a_conventional_bridge(arch: &'static str) -> Result<()> {
