@@ -51,7 +51,9 @@ fn on(arch: &'static str) -> Result<MutexGuard<'static, Bench>> {
     let made = once(cell, || {
         let workbench = bench(arch)?;
         let name = format!("incomplete/{arch}");
-        let Dumped { dump, vmlinux, .. } = Dumped::new(workbench, &name, workbench.scenario())?;
+        let dumped = Dumped::new(workbench, &name, workbench.scenario())?;
+        let vmlinux = dumped.vmlinux()?.to_owned();
+        let dump = dumped.dump;
         let chosen = Incomplete::new(&dump, &dump.with_file_name("incomplete.elf"))?;
         Ok(Mutex::new(Bench { dump, vmlinux, chosen }))
     })?;

@@ -156,7 +156,7 @@ fn kexec_tools_of_debian_6_1_writes_a_garbage_kernel_text_header_and_our_dump_is
         core.loads().partition(|load| load.p_vaddr == direct(load.p_paddr));
     ensure!(!memory.is_empty() && image.len() == 1, "memory {memory:x?}, others {image:x?}");
     // The image's mapping is the right one: drgn reads the kernel's data through it.
-    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
     ensure!(log.contains("Kernel panic - not syncing"), "no panic in the log:\n{log}");
     Ok(())
 }
@@ -214,7 +214,7 @@ fn first_block(dumped: &Dumped) -> Result<Duration> {
 fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
     let ours = backtrace(dumped, false)?;
     let (ours, printed) = (from_crash(&ours)?, printed_by_kernel(dumped)?);
-    let agree = trace::agree(ours, &printed, &dumped.vmlinux)?;
+    let agree = trace::agree(ours, &printed, dumped.vmlinux()?)?;
     let (ours, printed) = (shown(ours), shown(&printed));
     ensure!(agree, "the backtrace is\n{ours:#?}\nthe kernel printed\n{printed:#?}");
     Ok(())
@@ -222,7 +222,7 @@ fn backtrace_is_the_one_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
 
 /// What the kernel said on its console, from the function that called `panic` on.
 fn printed_by_kernel(dumped: &Dumped) -> Result<Vec<Frame>> {
-    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    let log = peers::kernel_log(&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
     Ok(from_crash(&trace::of_kernel(&log)?)?.to_vec())
 }
 
@@ -235,7 +235,7 @@ fn backtrace_without_vmlinux_has_the_same_functions_and_offsets(dumped: &Dumped)
 
 fn backtrace_is_the_one_that_drgn_sees(dumped: &Dumped) -> Result<()> {
     let ours = backtrace(dumped, true)?;
-    let theirs = peers::drgn(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    let theirs = peers::drgn(&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
     let agree = ours.len() == theirs.len()
         && ours.iter().zip(&theirs).all(|(ours, theirs)| same_function(ours, theirs));
     ensure!(agree, "host-analyzer:\n{ours:#x?}\ndrgn:\n{theirs:#x?}");
@@ -246,7 +246,7 @@ fn backtrace_is_the_one_that_drgn_sees(dumped: &Dumped) -> Result<()> {
 fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped: &Dumped) -> Result<()> {
     let text = analyzer()?.run(&["bt", "--all-tasks"], &dumped.dump, None)?;
     let ours = trace::of_analyzer_by_task(&text)?;
-    let theirs = peers::drgn_sleeping(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    let theirs = peers::drgn_sleeping(&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
     ensure!(theirs.len() > 20, "drgn sees only {} sleeping tasks", theirs.len());
     for (task, theirs) in theirs {
         let ours = ours.get(&task).with_context(|| format!("no task at {task:#x} in\n{text}"))?;
@@ -260,12 +260,12 @@ fn stacks_of_all_sleeping_tasks_are_those_that_drgn_sees(dumped: &Dumped) -> Res
 
 /// With and without vmlinux.
 fn tasks_and_modules_are_those_that_drgn_sees(dumped: &Dumped) -> Result<()> {
-    let (fixtures, dump, vmlinux) = (&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux);
+    let (fixtures, dump, vmlinux) = (&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?);
     let mut theirs = peers::drgn_tasks(fixtures, dump, vmlinux)?;
     theirs.sort();
     ensure!(theirs.len() > 20, "drgn sees only {} tasks", theirs.len());
     let modules = peers::drgn_modules(fixtures, dump, vmlinux)?;
-    for vmlinux in [None, Some(vmlinux.as_path())] {
+    for vmlinux in [None, Some(vmlinux)] {
         let mut ours = listing::tasks(&analyzer()?.run(&["ps"], dump, vmlinux)?)?;
         ours.sort();
         ensure!(ours == theirs, "host-analyzer:\n{ours:#?}\ndrgn:\n{theirs:#?}");
@@ -288,13 +288,13 @@ fn same_function(ours: &Frame, theirs: &Frame) -> bool {
 fn crash_9_shows_the_backtrace_that_the_kernel_printed(dumped: &Dumped) -> Result<()> {
     let printed = printed_by_kernel(dumped)?;
     let printed: Vec<String> = printed.into_iter().map(|frame| frame.function).collect();
-    let crash = peers::crash(&dumped.bench.fixtures, &dumped.dump, &dumped.vmlinux)?;
+    let crash = peers::crash(&dumped.bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
     let from = crash.iter().position(|function| *function == printed[0]).unwrap_or(0);
     same(&crash[from..], &printed, "the kernel printed")
 }
 
 fn backtrace(dumped: &Dumped, with_vmlinux: bool) -> Result<Vec<Frame>> {
-    let vmlinux = with_vmlinux.then_some(dumped.vmlinux.as_path());
+    let vmlinux = with_vmlinux.then(|| dumped.vmlinux()).transpose()?;
     trace::of_analyzer(&analyzer()?.run(&["bt"], &dumped.dump, vmlinux)?)
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use xtask::dump::{DUMP, Workbench};
+use xtask::fixtures::DebugInfo;
 use xtask::guest::Scenario;
 use xtask::programs::{Analyzer, Profile};
 use xtask::qemu::{Disk, Line, Vm};
@@ -167,8 +168,7 @@ pub struct Dumped {
     pub bench: &'static Workbench,
     /// How.
     pub scenario: Scenario,
-    /// The vmlinux of the kernel that crashed.
-    pub vmlinux: PathBuf,
+    vmlinux: Option<PathBuf>,
     /// The guest's last words and end.
     pub crashed: Crashed,
     /// What differs between the dump and the memory that QEMU read; empty when nothing does.
@@ -185,7 +185,7 @@ impl Dumped {
     /// When there is no complete dump.
     pub fn new(bench: &'static Workbench, name: &str, scenario: Scenario) -> Result<Dumped> {
         // Before the boot: fetching it may bring a newer kernel too.
-        let vmlinux = bench.vmlinux(&scenario)?;
+        let vmlinux = bench.kernel(&scenario, DebugInfo::Yes)?.vmlinux;
         let directory = directory(name)?;
         let disk = bench.reserved_disk(&scenario, &directory, "disk.img")?;
         let mut differences = Vec::new();
@@ -201,6 +201,14 @@ impl Dumped {
         let dump = bench.loader.save(&disk.image, &directory)?;
         std::fs::remove_file(&disk.image)?;
         Ok(Dumped { bench, scenario, vmlinux, crashed, differences, dump })
+    }
+
+    /// The vmlinux of the kernel that crashed.
+    ///
+    /// # Errors
+    /// When the fixtures name none for this kernel.
+    pub fn vmlinux(&self) -> Result<&Path> {
+        self.vmlinux.as_deref().context("the fixtures have no vmlinux of this kernel")
     }
 }
 

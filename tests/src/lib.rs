@@ -8,6 +8,7 @@
 pub mod card;
 pub mod core_file;
 pub mod crash;
+pub mod frames;
 pub mod incomplete;
 pub mod listing;
 pub mod module;

@@ -195,6 +195,7 @@ impl Guest<'_> {
             disks,
             blobs: scenario.blobs.clone(),
             second_line: scenario.second_line.map(|line| (line, directory.join("second-line.log"))),
+            arguments: Vec::new(),
         };
         start(&machine)
     }
@@ -279,6 +280,16 @@ fn modules(kernel: &Kernel, variant: &Variant) -> Result<Vec<PathBuf>> {
             "drivers/scsi/scsi_mod",
             "drivers/scsi/virtio_scsi",
             "drivers/scsi/sd_mod",
+        ]
+    } else if variant.disk.starts_with("nvme") {
+        &[
+            "crypto/crct10dif_common",
+            "lib/crc-t10dif",
+            "lib/crc64",
+            "lib/crc64-rocksoft",
+            "block/t10-pi",
+            "drivers/nvme/host/nvme-core",
+            "drivers/nvme/host/nvme",
         ]
     } else {
         &["drivers/block/virtio_blk"]

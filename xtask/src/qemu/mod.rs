@@ -70,6 +70,8 @@ pub struct Machine<'a> {
     pub blobs: Vec<Blob>,
     /// A further line, and the file that gets what comes over it.
     pub second_line: Option<(SecondLine, PathBuf)>,
+    /// Further arguments, as they are, before the disks.
+    pub arguments: Vec<String>,
 }
 
 /// The devices of a line besides the console's, `-device` for each; the one whose line it is has the
@@ -204,6 +206,7 @@ impl Machine<'_> {
         for device in devices.chain(line_devices) {
             command.args(["-device", device]);
         }
+        command.args(&self.arguments);
         for (index, disk) in self.disks.iter().enumerate() {
             let image = match &disk.faults {
                 Some(faults) => {
