@@ -38,6 +38,30 @@ const SETTLE: u32 = 16;
 /// Unreadable pages that are named on the console; the others are only counted.
 const NAMED_PAGES: u64 = 8;
 
+/// What could not be read.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Unreadable {
+    /// Pages, or parts of them.
+    pub pages: u64,
+    /// Where they are, as far as there is room.
+    pub ranges: [record::Range; record::LISTED],
+}
+
+impl Unreadable {
+    /// Adds a page, or `size` bytes of one. They come in the order of the core.
+    pub fn add(&mut self, at: OldPhys, size: u64) {
+        self.pages += 1;
+        let used = self.ranges.iter().take_while(|range| range.size.get() > 0).count();
+        if let Some(last) = used.checked_sub(1).map(|last| &mut self.ranges[last])
+            && last.start.get() + last.size.get() == at.0
+        {
+            last.size += size;
+        } else if let Some(free) = self.ranges.get_mut(used) {
+            *free = record::Range { start: at.0.into(), size: size.into() };
+        }
+    }
+}
+
 /// Buffers of the dump, outside of the stack.
 #[derive(Default)]
 pub struct Buffers {
@@ -242,7 +266,7 @@ pub fn write(
         crc: CrcTable::new(table),
         first_block_us: 0,
         pages_read: 0,
-        pages_unreadable: 0,
+        unreadable: Unreadable::default(),
         said_us: 0,
         checked_us: 0,
         trailer: fresh_trailer(area, source),
@@ -321,6 +345,7 @@ pub(crate) fn record(source: Source<'_>, payload: Payload<'_>) -> Record {
         pages_unreadable: 0.into(),
         headers_dropped: source.old.dropped.into(),
         memory_used: payload.memory_used.into(),
+        unreadable: [record::Range::default(); record::LISTED],
     }
 }
 
@@ -335,7 +360,7 @@ struct Writer<'a> {
     crc: CrcTable<'a>,
     first_block_us: u64,
     pages_read: u64,
-    pages_unreadable: u64,
+    unreadable: Unreadable,
     said_us: u64,
     /// When it was made sure last how much is on the disk.
     checked_us: u64,
@@ -393,7 +418,7 @@ impl Writer<'_> {
             first_block_us: self.first_block_us,
             last_block_us: self.machine.now_us(),
             pages_read: self.pages_read,
-            pages_unreadable: self.pages_unreadable,
+            pages_unreadable: self.unreadable.pages,
         })
     }
 
@@ -471,7 +496,8 @@ impl Writer<'_> {
             complete: u32::from(complete).into(),
             last_block_us: done_us.into(),
             pages_read: self.pages_read.into(),
-            pages_unreadable: self.pages_unreadable.into(),
+            pages_unreadable: self.unreadable.pages.into(),
+            unreadable: self.unreadable.ranges,
             ..*record
         };
         let (record_at, page) = (self.core.record_at(), &mut buffers.page);
@@ -525,7 +551,7 @@ impl Writer<'_> {
             let readable = self.machine.read_old(source, &mut page[lead..lead + length]).is_ok();
             if !readable {
                 page.fill(0);
-                self.unreadable(source);
+                self.unreadable(source, next - at);
             }
             self.pages_read += u64::from(readable);
             self.checksum(page)?;
@@ -582,9 +608,9 @@ impl Writer<'_> {
         }
     }
 
-    fn unreadable(&mut self, at: OldPhys) {
-        self.pages_unreadable += 1;
-        if self.pages_unreadable <= NAMED_PAGES {
+    fn unreadable(&mut self, at: OldPhys, size: u64) {
+        self.unreadable.add(at, size);
+        if self.unreadable.pages <= NAMED_PAGES {
             self.machine.say(format_args!("page at {at} cannot be read; it is zeros in the dump"));
         }
     }

@@ -212,10 +212,25 @@ fn crash_card_is_there_when_the_disk_dies_later() {
 }
 
 #[test]
+fn unreadable_pages_side_by_side_are_one_range_and_the_last_ones_are_only_counted() {
+    let mut unreadable = Unreadable::default();
+    for index in 0..40 {
+        unreadable.add(OldPhys(index << 20), 4096);
+        unreadable.add(OldPhys((index << 20) + 4096), 100);
+    }
+    assert_eq!(unreadable.pages, 80);
+    let last = unreadable.ranges.last().unwrap();
+    assert_eq!((last.start.get(), last.size.get()), (31 << 20, 4196));
+}
+
+#[test]
 fn unreadable_pages_are_zeros_and_counted_and_the_dump_goes_on() {
     let dumped = dump(AREA, |machine, _| machine.poisoned = [0x20_1000, 0x3a00_0000].into());
     let complete = dumped.result.unwrap();
     assert_eq!((complete.pages_unreadable, dumped.record().pages_unreadable.get()), (2, 2));
+    let ranges: Vec<_> = dumped.record().unreadable().collect();
+    // In the order of the core, which has the high memory first.
+    assert_eq!(ranges, [0x3a00_0000..0x3a00_1000, 0x20_1000..0x20_2000]);
     let headers = dumped.headers();
     assert!(dumped.segment(&headers[2])[..4096].iter().all(|&byte| byte == 0));
     let high = dumped.segment(&headers[3]);

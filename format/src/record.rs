@@ -19,7 +19,22 @@ pub const KIND: u32 = 0x544b_4401;
 pub const CARD_KIND: u32 = 0x544b_4402;
 
 /// Version of the record's layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// Ranges of unreadable memory that a record names.
+pub const LISTED: usize = 32;
+
+/// A range of physical memory.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Range {
+    /// Its first byte.
+    pub start: U64<LE>,
+    /// Its size in bytes; 0 when there is none.
+    pub size: U64<LE>,
+}
 
 /// What the payload says about a dump, as it lies in the note. Times count from the payload's
 /// first instruction, in microseconds.
@@ -44,6 +59,8 @@ pub struct Record {
     pub headers_dropped: U64<LE>,
     /// Memory that the payload used, in bytes: image, stacks, tables and buffers.
     pub memory_used: U64<LE>,
+    /// Where the unreadable pages are: the first [`LISTED`] ranges of them.
+    pub unreadable: [Range; LISTED],
 }
 
 /// Size of a [`Record`] in bytes.
@@ -56,6 +73,15 @@ impl Record {
     pub fn from_desc(desc: &[u8]) -> Option<Record> {
         let (_, record) = Record::read_from_suffix(desc).ok()?;
         (record.version.get() == VERSION).then_some(record)
+    }
+
+    /// The physical memory that could not be read, as far as there is room to name it.
+    pub fn unreadable(&self) -> impl Iterator<Item = core::ops::Range<u64>> {
+        self.unreadable.iter().filter_map(|range| {
+            let start = range.start.get();
+            let end = start.checked_add(range.size.get())?;
+            (start < end).then_some(start..end)
+        })
     }
 
     /// Name and version of the payload that wrote the dump; empty when it is not text.
@@ -83,11 +109,16 @@ mod tests {
             pages_unreadable: 5.into(),
             headers_dropped: 6.into(),
             memory_used: 7.into(),
+            unreadable: core::array::from_fn(|index| Range {
+                start: (8 + 2 * index as u64).into(),
+                size: if index < 2 { (9 + 2 * index as u64).into() } else { 0.into() },
+            }),
         };
         let bytes = record.as_bytes();
-        assert_eq!(bytes.len(), 120);
-        assert_eq!(&bytes[..12], [1, 0, 0, 0, 1, 0, 0, 0, b't', b'i', b'n', b'y']);
-        for (index, value) in (2u64..=7).enumerate() {
+        assert_eq!(bytes.len(), 632);
+        assert_eq!(&bytes[..12], [2, 0, 0, 0, 1, 0, 0, 0, b't', b'i', b'n', b'y']);
+        assert!(record.unreadable().eq([8..17, 10..21]));
+        for (index, value) in (2u64..=11).enumerate() {
             assert_eq!(&bytes[72 + index * 8..][..8], value.to_le_bytes());
         }
 

@@ -53,6 +53,8 @@ fn machine_checks_cost_the_page_that_is_being_read_and_no_more() -> Result<()> {
     // Saving verifies every checksum.
     let dump = bench.loader.save(&disk.image, &directory)?;
     ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
+    let sys = analyzer()?.run(&["sys"], &dump, None)?;
+    ensure!(sys.contains(&format!("{page:#x}-{:#x}", page + 4095)), "{page:#x}:\n{sys}");
     std::fs::remove_file(&dump)?;
     std::fs::remove_file(&disk.image)?;
     Ok(())
@@ -209,6 +211,10 @@ fn external_aborts_cost_the_pages_that_cannot_be_read_and_no_more() -> Result<()
     let dump = bench.loader.save(&disk.image, &directory)?;
     let bytes: u64 = CoreFile::open(&dump)?.loads().map(|load| load.p_filesz).sum();
     ensure!(bytes == 130 * MIB, "{bytes} bytes of 130 MiB are in the dump");
+    let record = CoreFile::open(&dump)?.record()?;
+    let unreadable: Vec<_> = record.unreadable().collect();
+    let gap = RAM.end..RAM.end + MIB;
+    ensure!(unreadable == [gap], "{unreadable:#x?}");
     for page in (RAM.end..RAM.end + MIB).step_by(4096) {
         ensure!(page_in(&dump, page)? == [0; 4096], "the page at {page:#x} is not zeros");
     }

@@ -6,6 +6,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use format::record::{self, Record};
 use goblin::elf::Elf;
 use goblin::elf::program_header::{PT_LOAD, PT_NOTE, ProgramHeader};
 use xtask::qemu::Vm;
@@ -49,6 +50,15 @@ impl CoreFile {
     #[must_use]
     pub fn count_notes(&self, name: &str) -> usize {
         self.notes.iter().filter(|(found, _)| found == name).count()
+    }
+
+    /// What the payload says about the dump.
+    ///
+    /// # Errors
+    /// When it left no record.
+    pub fn record(&self) -> Result<Record> {
+        let mut notes = self.notes.iter().filter(|(name, _)| name.as_bytes() == record::NAME);
+        notes.find_map(|(_, desc)| Record::from_desc(desc)).context("no record of the payload")
     }
 
     /// The value of `key` in the VMCOREINFO note.

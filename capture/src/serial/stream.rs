@@ -134,7 +134,7 @@ pub(super) struct Numbers {
     all_plans: u32,
     blocks: u64,
     pages_read: u64,
-    pages_unreadable: u64,
+    unreadable: dump::Unreadable,
     head_crc: u32,
 }
 
@@ -183,14 +183,13 @@ impl Stream<'_> {
             self.end(machine)?;
         }
         let confirmed = self.repair(machine, card, places, notes)?;
-        let Numbers { first_block_us, last_block_us, pages_read, pages_unreadable, .. } =
-            self.numbers;
+        let Numbers { first_block_us, last_block_us, pages_read, unreadable, .. } = self.numbers;
         Ok(Complete {
             wire_bytes: self.sender.wire_bytes,
             first_block_us,
             last_block_us,
             pages_read,
-            pages_unreadable,
+            pages_unreadable: unreadable.pages,
             confirmed,
         })
     }
@@ -407,28 +406,36 @@ impl Stream<'_> {
             self.numbers.pages_read += blocks as u64;
             (blocks, zeros.then_some(Encoding::Zeros))
         } else {
-            self.numbers.pages_unreadable += blocks as u64;
+            for block in first..first + blocks as u64 {
+                if let Some(InBlock { from, size, .. }) = self.in_block(block) {
+                    self.numbers.unreadable.add(from, size);
+                }
+            }
             (blocks, Some(Encoding::Unreadable))
         }
     }
 
     /// Reads a block of the core to `into` of the content; whether it can be read.
     fn read_block(&mut self, machine: &mut dyn Machine, block: u64, into: usize) -> bool {
+        let part = self.in_block(block);
         let content = &mut self.sender.frames.content[into..into + PAGE];
-        let offset = block * BLOCK;
-        let old = self.job.source.old;
-        let Some((at, range)) = self.core.range_at(old, offset) else {
+        let Some(InBlock { from, lead, size }) = part else {
             content.fill(0);
             return false;
         };
-        // The block has the range's bytes from `start` to `end`; the range may begin or end inside.
-        let (start, end) = (offset.max(at), (offset + BLOCK).min(at + range.size));
-        let (lead, size) = ((start - offset) as usize, (end - start) as usize);
-        if size < PAGE {
+        if size < BLOCK {
             content.fill(0);
         }
+        machine.read_old(from, &mut content[lead as usize..(lead + size) as usize]).is_ok()
+    }
+
+    /// What of old memory is in a block of the core: a range may begin or end inside of it.
+    fn in_block(&self, block: u64) -> Option<InBlock> {
+        let offset = block * BLOCK;
+        let (at, range) = self.core.range_at(self.job.source.old, offset)?;
+        let (start, end) = (offset.max(at), (offset + BLOCK).min(at + range.size));
         let from = OldPhys(range.source.0 + (start - at));
-        machine.read_old(from, &mut content[lead..lead + size]).is_ok()
+        Some(InBlock { from, lead: start - offset, size: end - start })
     }
 
     /// Sends the blocks of the head, or of them those that are `wanted`; as they are in the end when
@@ -477,8 +484,7 @@ impl Stream<'_> {
     }
 
     fn record(&self, done: bool) -> Record {
-        let Numbers { first_block_us, last_block_us, pages_read, pages_unreadable, .. } =
-            self.numbers;
+        let Numbers { first_block_us, last_block_us, pages_read, unreadable, .. } = self.numbers;
         let record = Record {
             first_block_us: first_block_us.into(),
             ..dump::record(self.job.source, self.job.payload)
@@ -490,7 +496,8 @@ impl Stream<'_> {
             complete: u32::from(self.is_whole()).into(),
             last_block_us: last_block_us.into(),
             pages_read: pages_read.into(),
-            pages_unreadable: pages_unreadable.into(),
+            pages_unreadable: unreadable.pages.into(),
+            unreadable: unreadable.ranges,
             ..record
         }
     }
@@ -502,10 +509,18 @@ impl Stream<'_> {
             head_crc: self.numbers.head_crc.into(),
             reserved: 0.into(),
             pages_read: self.numbers.pages_read.into(),
-            pages_unreadable: self.numbers.pages_unreadable.into(),
+            pages_unreadable: self.numbers.unreadable.pages.into(),
         };
         self.sender.small(machine, Kind::End, 0, end.as_bytes())
     }
+}
+
+/// Old memory in a block.
+struct InBlock {
+    from: OldPhys,
+    /// Where in the block it begins.
+    lead: u64,
+    size: u64,
 }
 
 /// Blocks without content that are waiting to be sent as one frame.

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
+use format::record::Record;
 
 use crate::Error;
 use crate::kernel::Kernel;
@@ -119,12 +120,30 @@ fn dump_rows(kernel: &Kernel<'_>, rows: &mut Rows) {
     rows.add("DUMPED BY", record.payload());
     let state = if record.complete.get() == 1 { "complete" } else { "incomplete" };
     rows.add("DUMP STATE", state);
-    let pages = |count: u64| format!("{count} ({})", text::size(count.saturating_mul(4096)));
     rows.add("PAGES READ", pages(record.pages_read.get()));
-    rows.add("PAGES UNREADABLE", pages(record.pages_unreadable.get()));
+    rows.add("PAGES UNREADABLE", unreadable(&record));
     rows.add("HEADERS DROPPED", dropped(kernel, record.headers_dropped.get()));
     let spent = record.last_block_us.get().saturating_sub(record.first_block_us.get());
     rows.add("WRITTEN IN", format!("{}.{:03} s", spent / 1_000_000, spent / 1000 % 1000));
+}
+
+fn pages(count: u64) -> String {
+    format!("{count} ({})", text::size(count.saturating_mul(4096)))
+}
+
+/// How many pages nobody could read, and where they are: they are missing from the dump.
+fn unreadable(record: &Record) -> String {
+    let mut text = pages(record.pages_unreadable.get());
+    let mut named = 0;
+    for range in record.unreadable() {
+        let separator = if named == 0 { ": " } else { ", " };
+        text += &format!("{separator}{:#x}-{:#x}", range.start, range.end - 1);
+        named += (range.end - range.start).div_ceil(4096);
+    }
+    if named > 0 && named < record.pages_unreadable.get() {
+        text += " and more";
+    }
+    text
 }
 
 /// kexec-tools look for `_text` in /proc/kallsyms; arm64 kernels without CONFIG_KALLSYMS_ALL do not list

@@ -132,6 +132,19 @@ impl ElfCore {
         }
     }
 
+    /// Takes `gaps` out: memory that is zeros in the core because nobody could read it. They are few.
+    pub fn leave_out(&mut self, gaps: impl Iterator<Item = Range<u64>>) {
+        for gap in gaps {
+            let pieces = self.pieces.iter().flat_map(|piece| {
+                let segment = piece.segment;
+                without(piece.phys.clone(), &gap).map(move |phys| Piece { phys, segment })
+            });
+            self.pieces = pieces.collect();
+            self.ranges =
+                self.ranges.iter().flat_map(|range| without(range.clone(), &gap)).collect();
+        }
+    }
+
     /// ELF machine.
     #[must_use]
     pub fn machine(&self) -> u16 {
@@ -261,6 +274,13 @@ fn program_header_count(bytes: &[u8], header: &Header) -> u64 {
         .unwrap_or(u64::from(PN_XNUM))
 }
 
+/// What is left of `range` on both sides of `gap`.
+fn without(range: Range<u64>, gap: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let before = range.start..range.end.min(gap.start);
+    let after = range.start.max(gap.end)..range.end;
+    [before, after].into_iter().filter(|part| !part.is_empty())
+}
+
 /// Merges ranges that are sorted by their start.
 fn merge(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut merged: Vec<Range<u64>> = Vec::new();
@@ -307,6 +327,21 @@ mod tests {
         let core = elf_core(0, false, &two_pages());
         assert_eq!(read(&core, 0x9000, 3), Ok(vec![0; 3]));
         assert!(read(&core, 0xa000, 1).is_err());
+    }
+
+    #[test]
+    fn memory_that_nobody_could_read_is_missing_and_not_zeros() {
+        let core = elf_core(0, false, &two_pages());
+        let mut index = ElfCore::parse(&core).unwrap();
+        index.leave_out([0x1800..0x8800, 0x9000..0x9001].into_iter());
+        assert_eq!(index.ranges(), [0x1000..0x1800, 0x8800..0x9000, 0x9001..0xa000]);
+        let read = |at, max| index.run(&core, PhysAddr(at), max);
+        assert_eq!(read(0x17fe, 100), Ok(&[1, 1][..]));
+        assert_eq!(read(0x8800, 2), Ok(&[2, 2][..]));
+        for at in [0x1800, 0x1fff, 0x8000, 0x87ff, 0x9000] {
+            assert_eq!(read(at, 1), Err(ReadError::NotInDump(PhysAddr(at))));
+        }
+        assert_eq!(read(0x9001, 1), Ok(&[0][..]));
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl Dump {
             None => &map[..],
         };
         let not_a_dump = |reason| Error::NotADump { path: path.to_owned(), reason };
-        let core = ElfCore::parse(bytes).map_err(not_a_dump)?;
+        let mut core = ElfCore::parse(bytes).map_err(not_a_dump)?;
+        if let Some(record) = NoteBook::parse(core.notes(bytes)).record {
+            core.leave_out(record.unreadable());
+        }
         Ok(Dump { path: path.to_owned(), map, core, area })
     }
 

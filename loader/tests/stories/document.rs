@@ -6,7 +6,7 @@ use std::fs;
 use format::area::{Layout, Reason, State, Trailer};
 use format::crc32;
 use format::handoff::{self, Extent, ExtentMark};
-use format::record::Record;
+use format::record::{LISTED, Range, Record};
 use zerocopy::IntoBytes;
 
 /// The rows of the table after the comment `<!-- table: NAME -->`: offset, size, field.
@@ -133,7 +133,7 @@ fn handoff_and_marks_lie_as_the_tables_say() {
 #[test]
 fn record_lies_as_the_table_says() {
     let record = Record {
-        version: 1.into(),
+        version: 2.into(),
         complete: 1.into(),
         payload: [b'p'; 64],
         first_block_us: 2.into(),
@@ -142,9 +142,10 @@ fn record_lies_as_the_table_says() {
         pages_unreadable: 5.into(),
         headers_dropped: 6.into(),
         memory_used: 7.into(),
+        unreadable: [Range { start: 8.into(), size: 9.into() }; LISTED],
     };
     let fields = BTreeMap::from([
-        ("version", word(1)),
+        ("version", word(2)),
         ("complete", word(1)),
         ("payload", vec![b'p'; 64]),
         ("first block", long(2)),
@@ -153,6 +154,7 @@ fn record_lies_as_the_table_says() {
         ("pages unreadable", long(5)),
         ("headers dropped", long(6)),
         ("memory used", long(7)),
+        ("unreadable", [long(8), long(9)].concat().repeat(32)),
     ]);
     assert_lies_as_documented("record", record.as_bytes(), fields);
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use format::area::{Layout, Reason, State, Trailer};
 use format::note::Header;
-use format::record::Record;
+use format::record::{self, LISTED, Range, Record};
 use format::{BLOCK, CRC_CHUNK, crc32};
 use tempfile::TempDir;
 use zerocopy::IntoBytes;
@@ -85,11 +85,18 @@ fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// One page that could not be read.
+fn unreadable() -> [Range; LISTED] {
+    let mut ranges = [Range::default(); LISTED];
+    ranges[0] = Range { start: 0x7000.into(), size: 4096.into() };
+    ranges
+}
+
 fn record() -> Record {
     let mut payload = [0; 64];
     payload[..15].copy_from_slice(b"tinykdump 0.1.0");
     Record {
-        version: 1.into(),
+        version: record::VERSION.into(),
         complete: 1.into(),
         payload,
         first_block_us: 12_345.into(),
@@ -98,6 +105,7 @@ fn record() -> Record {
         pages_unreadable: 1.into(),
         headers_dropped: 2.into(),
         memory_used: 589_824.into(),
+        unreadable: unreadable(),
     }
 }
 
