@@ -41,6 +41,7 @@ stories! {
         bug_in_a_module,
         stack_overflow_in_a_module,
         soft_lockup_in_a_module,
+        panic_beside_a_cpu_that_hears_nothing,
         panic_in_an_interrupt,
         panic_in_an_nmi;
     aarch64:
@@ -49,6 +50,7 @@ stories! {
         bug_in_a_module,
         stack_overflow_in_a_module,
         soft_lockup_in_a_module,
+        panic_beside_a_cpu_that_hears_nothing,
         panic_in_an_interrupt,
         panic_in_an_interrupt_of_6_12;
 }
@@ -111,6 +113,22 @@ fn soft_lockup_in_a_module(arch: &'static str) -> Result<()> {
         trigger: Trigger::Shell("echo 1 > /sys/module/crash/parameters/lockup"),
         says: "Kernel panic - not syncing: softlockup: hung tasks",
         through: &["hrtimer_interrupt", "lockup_forever", "set_lockup"],
+        ..Death::usual()
+    }
+    .is_told(arch)
+}
+
+/// The other CPU has its interrupts off for good. x86_64 stops it by an NMI; on aarch64 it goes on for as long as
+/// the payload runs.
+fn panic_beside_a_cpu_that_hears_nothing(arch: &'static str) -> Result<()> {
+    Death {
+        name: "deaf",
+        // No sleep: that CPU may be the one that keeps the time.
+        before: "taskset -c 1 sh -c 'echo 1 > /sys/module/crash/parameters/spin' &\n\
+                 i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done\n",
+        trigger: Trigger::SysrqOnCpu(0),
+        says: "Kernel panic - not syncing: sysrq triggered crash",
+        through: &["__handle_sysrq"],
         ..Death::usual()
     }
     .is_told(arch)

@@ -61,6 +61,13 @@ function set_lockup 64
     bl lockup_forever
 end set_lockup 64
 
+// Hears nothing at all.
+function set_spin 32
+    msr daifset, #0xf
+.Ldeaf:
+    b .Ldeaf
+end set_spin 32
+
 // Where the kernel puts jumps to functions out of reach and to its tracer; it refuses a module without
 // (arch/arm64/kernel/module-plts.c and module.c, 6.1).
     .section .plt, "ax", %progbits

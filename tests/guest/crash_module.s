@@ -29,6 +29,7 @@
     parameter bug
     parameter overflow
     parameter lockup
+    parameter spin
 
     .section .rodata.str, "aS", %progbits
 .Lfile:

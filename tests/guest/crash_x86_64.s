@@ -74,3 +74,11 @@ end lockup_forever 24
 function set_lockup 56
     call lockup_forever
 end set_lockup 56
+
+// Hears nothing but NMIs.
+function set_spin 24
+    cli
+.Ldeaf:
+    pause
+    jmp .Ldeaf
+end set_spin 24
