@@ -140,7 +140,8 @@ fn dump_that_nobody_has_saved_yet_is_not_overwritten(arch: &'static str) -> Resu
     let first = card()?;
 
     // Of the second crash there is the card; of the dump nothing changes.
-    let crashed = Crashed::new(bench, &scenario, vec![disk.clone()], &directory, |_| Ok(()))?;
+    let second = directory.join("second");
+    let crashed = Crashed::new(bench, &scenario, vec![disk.clone()], &second, |_| Ok(()))?;
     crashed.expect_payload_line("unsaved dump")?;
     crashed.expect_payload_line("after reason 20: ")?;
     ensure!(crashed.end == "guest-reset", "no reboot but {}", crashed.end);

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod demo;
 pub mod dump;
+pub mod faults;
 pub mod fixtures;
 pub mod guest;
 pub mod image;

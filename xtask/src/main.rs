@@ -24,6 +24,8 @@ enum Command {
     Fixtures,
     /// Crash a Debian kernel in QEMU and show why it died, step by step. Also: `cargo demo`.
     Demo(xtask::demo::Options),
+    /// Run every boot test in which something goes wrong, and print what became of the dump.
+    FaultMatrix,
     /// Time `host-analyzer bt` against drgn on the same dump.
     BenchAnalyzer,
     /// Print the rate at which the payload writes, and that of the guest's own Linux.
@@ -52,6 +54,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Fixtures => xtask::fixtures::Fixtures::open()?.all()?,
         Command::Demo(options) => xtask::demo::run(&options)?,
+        Command::FaultMatrix => xtask::faults::run()?,
         Command::BenchAnalyzer => xtask::bench::analyzer::run()?,
         Command::BenchPayload { arch } => xtask::bench::payload::run(&arch)?,
     }
