@@ -34,6 +34,16 @@ const CAPABILITY_MSI_X: u8 = 0x11;
 const MSI_ENABLE: u32 = 1 << 16;
 const MSI_X_ENABLE: u32 = 1 << 31;
 
+/// Where extended capabilities begin; that of virtual functions, its control register and the bit there that
+/// makes them exist (PCIe 4.0, 7.6.3 and 9.3.3).
+const EXTENDED: u16 = 0x100;
+const EXTENDED_SR_IOV: u16 = 0x0010;
+const SR_IOV_CONTROL: u16 = 0x08;
+const VF_ENABLE: u32 = 1 << 0;
+
+/// A list of extended capabilities that is longer runs in circles: these fit into 3840 bytes.
+const MAX_EXTENDED: usize = 480;
+
 /// A capability list that is longer runs in circles: 48 is what fits into 192 bytes.
 const MAX_CAPABILITIES: usize = 48;
 
@@ -184,12 +194,35 @@ pub fn enable(config: &dyn ConfigSpace, at: Function, bus_master: bool) {
     config.write(at, register::COMMAND, command | master);
 }
 
-/// Takes the bus from a function that nobody shut down, so that it writes to memory no more.
-/// Bridges keep theirs: what lies behind them needs it.
+/// Takes the bus from a function that nobody shut down, so that it writes to memory no more, and from its
+/// virtual functions, which have no id to be found by. Bridges keep theirs: what lies behind them needs it.
 pub fn stop_bus_master(config: &dyn ConfigSpace, at: Function) {
+    stop_virtual_functions(config, at);
     if config.read(at, register::HEADER_TYPE) >> 16 & 0x7f == 0 {
         let command = config.read(at, register::COMMAND) & 0xffff;
         config.write(at, register::COMMAND, command & !COMMAND_BUS_MASTER);
+    }
+}
+
+fn stop_virtual_functions(config: &dyn ConfigSpace, at: Function) {
+    let mut next = EXTENDED;
+    for _ in 0..MAX_EXTENDED {
+        let word = config.read(at, next);
+        // Nothing here, or a function without extended capabilities.
+        if matches!(word, 0 | u32::MAX) {
+            return;
+        }
+        if word as u16 == EXTENDED_SR_IOV && next <= 0xff0 {
+            // The upper half is status, where writing ones would clear bits.
+            let control = config.read(at, next + SR_IOV_CONTROL) & 0xffff;
+            if control & VF_ENABLE != 0 {
+                config.write(at, next + SR_IOV_CONTROL, control & !VF_ENABLE);
+            }
+        }
+        next = (word >> 20) as u16 & 0xffc;
+        if next < EXTENDED {
+            return;
+        }
     }
 }
 
@@ -334,6 +367,15 @@ pub(crate) mod tests {
         stop_messages(&config, AT);
         let after = [0x40, 0x50, 0x60].map(|offset| config.read(AT, offset));
         assert_eq!(after, [0x8080_5005, 0x403f_6011, 0x8001_0010]);
+    }
+
+    #[test]
+    fn virtual_functions_are_switched_off() {
+        let config =
+            FakeConfig::new(&[(0x100, 0x1401_0001), (0x140, 0x1001_0010), (0x148, 0x1_0019)]);
+        stop_bus_master(&config, AT);
+        assert_eq!(config.read(AT, 0x148), 0x18);
+        assert_eq!(config.read(AT, 0x108), 0, "the first capability is another one");
     }
 
     #[test]
