@@ -13,7 +13,7 @@ use crate::qemu::{Disk, Line, sparse_image};
 use crate::workspace;
 
 /// Guests. Each measures both, Linux first, so that a busy machine hurts both.
-const RUNS: usize = 3;
+pub(super) const RUNS: usize = 3;
 
 /// What Linux writes, in MiB.
 const FILE_MIB: u32 = 256;
@@ -25,14 +25,42 @@ const WRITE: &str = "\
 mkdir /ram
 mount -t tmpfs -o size=90% ram /ram
 dd if=/dev/urandom of=/ram/file bs=1M count=SIZE 2> /dev/null || fail \"no file in memory\"
+for tenth in $(seq 100); do [ -b DISK ] || sleep 0.1; done
 say \"dd begins\"
-dd if=/ram/file of=/dev/vda bs=1M seek=1 oflag=direct conv=fsync 2> /dev/null || fail \"dd\"
+for at in PLACES; do
+    dd if=/ram/file of=DISK bs=1M seek=$at oflag=direct conv=fsync 2> /dev/null || fail \"dd\"
+done
 say \"dd ended\"";
 
+/// What Linux writes.
+pub(super) struct LinuxWrites {
+    /// The size of a file in memory, in MiB.
+    pub file_mib: u32,
+    /// How often that is written, each time behind the time before.
+    pub times: u32,
+    /// Where to.
+    pub disk: &'static str,
+}
+
+impl LinuxWrites {
+    fn mib(&self) -> u32 {
+        self.file_mib * self.times
+    }
+
+    fn script(&self) -> String {
+        let places = (0..self.times).map(|index| (1 + index * self.file_mib).to_string());
+        WRITE
+            .replace("SIZE", &self.file_mib.to_string())
+            .replace("PLACES", &places.collect::<Vec<_>>().join(" "))
+            .replace("DISK", self.disk)
+    }
+}
+
 /// Megabytes (10^6 bytes) a second.
-struct Rates {
-    linux: f64,
-    payload: f64,
+#[derive(Clone, Copy)]
+pub(super) struct Rates {
+    pub linux: f64,
+    pub payload: f64,
 }
 
 /// Measures, prints every run, medians and the ratio.
@@ -41,36 +69,49 @@ struct Rates {
 /// When a guest does not do what it should.
 pub fn run(arch: &str) -> Result<()> {
     let bench = Workbench::new(arch)?;
-    let scenario = Scenario {
-        memory_mib: 2 * FILE_MIB + 256,
-        before: WRITE.replace("SIZE", &FILE_MIB.to_string()),
-        ..bench.scenario()
-    };
+    let linux = LinuxWrites { file_mib: FILE_MIB, times: 1, disk: "/dev/vda" };
+    let scenario = Scenario { memory_mib: 2 * FILE_MIB + 256, ..bench.scenario() };
     let directory = workspace().join("target/bench-payload");
     let rates: Result<Vec<Rates>> =
-        (0..RUNS).map(|_| measure(&bench, &scenario, &directory)).collect();
+        (0..RUNS).map(|_| measure(&bench, &scenario, &linux, &directory)).collect();
     let rates = rates?;
     println!("{arch}, Debian {}, machine `{}`, TCG", scenario.kernel, scenario.machine);
-    println!(
-        "Linux: dd of {FILE_MIB} MiB from a tmpfs file to the raw disk, bs=1M oflag=direct conv=fsync \
-         (it reads\n  the memory once, then the disk takes it by DMA; /dev/mem of RAM is refused by \
-         STRICT_DEVMEM)"
-    );
-    println!(
-        "payload: all {} MiB, checksums included, to the same disk; QEMU's cache mode is unsafe,\n  \
-         the image allocated beforehand: the host's disk takes no part",
-        scenario.memory_mib
-    );
+    explain(&linux, &scenario);
     let linux = row("Linux", rates.iter().map(|it| it.linux).collect());
     let payload = row("payload", rates.iter().map(|it| it.payload).collect());
     println!("  the payload writes at {:.2} times the rate of Linux", payload / linux);
     Ok(())
 }
 
-fn measure(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<Rates> {
+/// Says what the rates are of.
+pub(super) fn explain(linux: &LinuxWrites, scenario: &Scenario) {
+    println!(
+        "Linux: dd of {} MiB from a tmpfs file to the raw disk, bs=1M oflag=direct conv=fsync \
+         (it reads\n  the memory once, then the disk takes it by DMA; /dev/mem of RAM is refused by \
+         STRICT_DEVMEM)",
+        linux.mib()
+    );
+    println!(
+        "payload: all {} MiB, checksums included, to the same disk; QEMU's cache mode is unsafe,\n  \
+         the image allocated beforehand: the host's disk takes no part",
+        scenario.memory_mib
+    );
+}
+
+/// The rates of one guest.
+///
+/// # Errors
+/// When it does not do what it should.
+pub(super) fn measure(
+    bench: &Workbench,
+    scenario: &Scenario,
+    linux: &LinuxWrites,
+    directory: &Path,
+) -> Result<Rates> {
     std::fs::create_dir_all(directory)?;
-    let disk = allocated_disk(bench, scenario, directory)?;
-    let mut vm = bench.guest().boot(scenario, vec![disk.clone()], directory)?;
+    let scenario = Scenario { before: linux.script(), ..scenario.clone() };
+    let disk = allocated_disk(bench, &scenario, directory)?;
+    let mut vm = bench.guest().boot(&scenario, vec![disk.clone()], directory)?;
     let end = vm.wait_for_end(DUMP)?;
     let console = vm.quit()?;
     std::fs::remove_file(&disk.image)?;
@@ -88,7 +129,7 @@ fn measure(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<R
     let payload =
         said.split(", ").find_map(|part| part.strip_suffix(" MB/s")).context("no rate")?;
     let took = logged(&console, "guest: dd ended")? - logged(&console, "guest: dd begins")?;
-    let linux = f64::from(FILE_MIB << 20) / took / 1e6;
+    let linux = f64::from(linux.mib()) * f64::from(1 << 20) / took / 1e6;
     Ok(Rates { linux, payload: payload.parse()? })
 }
 
