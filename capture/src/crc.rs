@@ -8,6 +8,7 @@
 
 use crc32fast::Hasher;
 use format::{BLOCK, CRC_CHUNK};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Words in one block of the table.
 pub const WORDS: usize = BLOCK as usize / 4;
@@ -74,9 +75,10 @@ impl<'a> CrcTable<'a> {
     /// Takes the next bytes of the core; they must not cross the end of a chunk. When they fill a
     /// block of the table other than the first, returns it with its index.
     pub fn add(&mut self, bytes: &[u8]) -> Option<(u64, &TableBlock)> {
-        self.crc = match <&TableBlock>::try_from(bytes) {
-            Ok(block) if is_zero(block) => self.zero_block.append_to(self.crc),
-            _ => append(self.crc, bytes),
+        self.crc = match Words::ref_from_bytes(bytes) {
+            Ok(words) if is_zero(words) => self.zero_block.append_to(self.crc),
+            Ok(words) => append_words(self.crc, words),
+            Err(_) => append(self.crc, bytes),
         };
         self.in_chunk += bytes.len() as u64;
         if self.in_chunk < CRC_CHUNK {
@@ -170,11 +172,61 @@ fn append(crc: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// A block that is aligned: byte by byte it would be slow, and so the compiler for aarch64 reads it
+/// where it does not know that.
+type Words = [u64; BLOCK as usize / 8];
+
+/// Words that are done with at once.
+const GROUP: usize = 4;
+
+/// The same for a whole block, and several times as fast, for want of tables.
+///
+/// A message's remainder does not change when a multiple of the polynomial is added to it anywhere. One
+/// such multiple has five terms alone: 1, and what lies 145, 183, 211 and 300 bits behind it. So each
+/// word is made zero by adding it to what lies so far behind, until only the last ones are left.
+/// (Sam Russell, "Chorba: A novel CRC32 implementation", 2024.)
+fn append_words(crc: u32, block: &Words) -> u32 {
+    let (most, last) = block.split_at(block.len() - 2 * GROUP);
+    let (groups, _) = most.as_chunks();
+    // What is still to be added to the next five words: at first how every checksum begins.
+    let mut ahead = [u64::from(!crc), 0, 0, 0, 0];
+    for &[a, b, c, d] in groups {
+        let [a, b, c, d] = [a, b, c, d].map(u64::from_le);
+        let a = Behind::of(a ^ ahead[0]);
+        let b = Behind::of(b ^ ahead[1]);
+        let c = Behind::of(c ^ ahead[2] ^ a.0);
+        let d = Behind::of(d ^ ahead[3] ^ a.1 ^ b.0);
+        ahead =
+            [ahead[4] ^ a.2 ^ b.1 ^ c.0, a.3 ^ b.2 ^ c.1 ^ d.0, b.3 ^ c.2 ^ d.1, c.3 ^ d.2, d.3];
+    }
+    let mut rest = [0; 2 * GROUP];
+    rest.copy_from_slice(last);
+    for (word, ahead) in rest.iter_mut().zip(ahead) {
+        *word ^= ahead.to_le();
+    }
+    // Ones where a checksum begins with zeros, for its beginning is among what was added.
+    append(!0, rest.as_bytes())
+}
+
+/// What a word adds to the second to the fifth word behind it.
+struct Behind(u64, u64, u64, u64);
+
+impl Behind {
+    fn of(word: u64) -> Behind {
+        Behind(
+            word << (145 - 128) ^ word << (183 - 128),
+            word >> (192 - 145) ^ word >> (192 - 183) ^ word << (211 - 192),
+            word >> (256 - 211) ^ word << (300 - 256),
+            word >> (320 - 300),
+        )
+    }
+}
+
 /// Whether a block is all zeros, as most of a machine's memory often is. Others differ within their
 /// first bytes as a rule.
-fn is_zero(block: &TableBlock) -> bool {
-    let (words, _) = block.as_chunks();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0)
+fn is_zero(block: &Words) -> bool {
+    let (groups, _) = block.as_chunks();
+    groups.iter().all(|[a, b, c, d, e, f, g, h]| a | b | c | d | e | f | g | h == 0)
 }
 
 /// What a block of zeros does to the checksum of what comes before it. As CRC32 is linear, that is
@@ -217,10 +269,24 @@ mod tests {
         for crc in [0, 1, 0x8000_0000, 0x1234_5678, u32::MAX] {
             assert_eq!(zero_block.append_to(crc), append(crc, &[0; BLOCK as usize]));
         }
-        let mut block = [0; BLOCK as usize];
+        let mut block: Words = [0; BLOCK as usize / 8];
         assert!(is_zero(&block));
-        block[BLOCK as usize - 1] = 1;
+        block[BLOCK as usize / 8 - 1] = 1 << 63;
         assert!(!is_zero(&block));
+    }
+
+    #[test]
+    fn block_is_summed_up_as_its_bytes_are() {
+        let mut block: Words = [0; BLOCK as usize / 8];
+        for bit in 0..BLOCK as usize * 8 {
+            block[bit / 64] = (1u64 << (bit % 64)).to_le();
+            assert_eq!(append_words(!0, &block), append(!0, block.as_bytes()), "bit {bit}");
+            block[bit / 64] = 0;
+        }
+        block.as_mut_bytes().copy_from_slice(&core(BLOCK as usize));
+        for crc in [0, 1, 0x8000_0000, 0x1234_5678, u32::MAX] {
+            assert_eq!(append_words(crc, &block), append(crc, block.as_bytes()));
+        }
     }
 
     /// The table as a file would hold it, and the checksum the builder gives for it.

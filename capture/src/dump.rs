@@ -110,11 +110,13 @@ impl Buffers {
     }
 }
 
+/// Aligned, and the page first, which is then summed up by words.
+#[repr(C, align(64))]
 struct Blocks {
-    /// For notes.
-    notes: [u8; MAX_NOTE_BYTES],
     /// For a page of old memory, and for a block in the making.
     page: [u8; PAGE],
+    /// For notes.
+    notes: [u8; MAX_NOTE_BYTES],
     /// The first block of the core as it was written first.
     first: [u8; PAGE],
     /// The block of the vendor note's record as it was written first.
@@ -129,7 +131,7 @@ impl Default for Blocks {
 
 impl Blocks {
     const fn new() -> Blocks {
-        Blocks { notes: [0; MAX_NOTE_BYTES], page: [0; PAGE], first: [0; PAGE], record: [0; PAGE] }
+        Blocks { page: [0; PAGE], notes: [0; MAX_NOTE_BYTES], first: [0; PAGE], record: [0; PAGE] }
     }
 }
 

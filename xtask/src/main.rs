@@ -34,6 +34,12 @@ enum Command {
         #[arg(long, default_value = "x86_64")]
         arch: String,
     },
+    /// The same for every kind of disk that the payload can drive, as a table.
+    BenchDevices {
+        /// Only those whose architecture and name, with a space between, have this in them.
+        #[arg(long)]
+        only: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,6 +63,7 @@ fn run(command: Command) -> Result<()> {
         Command::FaultMatrix => xtask::faults::run()?,
         Command::BenchAnalyzer => xtask::bench::analyzer::run()?,
         Command::BenchPayload { arch } => xtask::bench::payload::run(&arch)?,
+        Command::BenchDevices { only } => xtask::bench::devices::run(only.as_deref())?,
     }
     Ok(())
 }

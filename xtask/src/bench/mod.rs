@@ -1,6 +1,7 @@
 //! Measurements that a person asks for. They print and judge nothing.
 
 pub mod analyzer;
+pub mod devices;
 pub mod payload;
 
 /// The middle of `sorted`.
