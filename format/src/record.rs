@@ -100,7 +100,7 @@ mod tests {
         let mut payload = [0; 64];
         payload[..4].copy_from_slice(b"tiny");
         let record = Record {
-            version: 1.into(),
+            version: 2.into(),
             complete: 1.into(),
             payload,
             first_block_us: 2.into(),
