@@ -219,7 +219,9 @@ impl Report<'_, '_> {
     fn write_other(&mut self, cpu: &Cpu) {
         let pc = cpu.pc(self.source.headers.architecture()).unwrap_or(0);
         let mut task = String::<64>::new();
-        if let Some(found) = self.kernel.task_of(cpu.number) {
+        let running = self.kernel.task_of(cpu.number);
+        // In the middle of a switch the run queue names the next task already.
+        if let Some(found) = running.filter(|task| task.pid == cpu.pid) {
             let _ = write!(task, ", command \"{}\"", Clean(&found.comm));
         }
         let (number, pid) = (cpu.number, cpu.pid);

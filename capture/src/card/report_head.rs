@@ -50,7 +50,9 @@ impl Report<'_, '_> {
             return self.line(format_args!("task     unknown"));
         };
         let number = cpu.number;
-        match (self.kernel.task_of(number), comm) {
+        // In the middle of a switch the run queue names the next task already.
+        let task = self.kernel.task_of(number).filter(|task| task.pid == cpu.pid);
+        match (task, comm) {
             (Some(task), _) => self.line(format_args!(
                 "task     CPU {number}, PID {}, command \"{}\", task_struct {:016x}",
                 task.pid,

@@ -51,6 +51,7 @@ const COMMON_SYMBOLS: &[&str] = &[
     "cea_exception_stacks",
     "crash_notes",
     "crashing_cpu",
+    "current_task",
     "efi_rt_stack_top",
     "hardirq_stack_ptr",
     "init_task",

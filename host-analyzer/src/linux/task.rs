@@ -190,23 +190,39 @@ impl Linux<'_, '_> {
     /// # Errors
     /// [`Error::Read`], [`Error::NoSymbol`], and those of the layouts.
     pub fn current(&self, cpu: u32) -> Result<Task, Error> {
-        self.task(self.run_queue_task(cpu, self.task_layout()?.run_queue_current)?)
+        self.task(self.current_address(cpu)?)
+    }
+
+    /// Where the task is that `cpu` was running. In the middle of a switch the run queue names the next one
+    /// already: x86_64 has a variable that says which one it is.
+    fn current_address(&self, cpu: u32) -> Result<VirtAddr, Error> {
+        let variable = match self.kernel.symbol("current_task")? {
+            Some(variable) => Some(variable),
+            // From 6.2 to 6.14.
+            None => match self.kernel.symbol("pcpu_hot")? {
+                Some(hot) => Some(hot.offset(self.kernel.offset("pcpu_hot", "current_task")?)),
+                None => None,
+            },
+        };
+        let at = variable.and_then(|variable| self.percpu().ok()?.address(variable, cpu));
+        match at.and_then(|at| self.kernel.memory().pointer(at).ok()) {
+            Some(task) => Ok(task),
+            None => self.run_queue_task(cpu, self.task_layout()?.run_queue_current),
+        }
     }
 
     /// Every CPU and the task that it was running, and which CPUs' tasks are not known.
     #[must_use]
     pub fn running(&self) -> (Vec<(u32, VirtAddr)>, Vec<String>) {
-        let layout = self.task_layout().map(|layout| layout.run_queue_current);
-        let cpus = self.percpu().map(|percpu| percpu.present.as_slice());
-        let (member, cpus) = match (layout, cpus) {
-            (Ok(member), Ok(cpus)) => (member, cpus),
-            (Err(error), _) | (_, Err(error)) => {
+        let cpus = match self.percpu().map(|percpu| percpu.present.as_slice()) {
+            Ok(cpus) => cpus,
+            Err(error) => {
                 return (Vec::new(), vec![format!("which tasks were running: {error}")]);
             }
         };
         let (mut running, mut missing) = (Vec::new(), Vec::new());
         for &cpu in cpus {
-            match self.run_queue_task(cpu, member) {
+            match self.current_address(cpu) {
                 Ok(task) => running.push((cpu, task)),
                 Err(error) => missing.push(format!("the task of CPU {cpu}: {error}")),
             }
