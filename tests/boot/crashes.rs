@@ -233,7 +233,9 @@ impl Death {
         std::fs::remove_file(&disk.image)?;
 
         let log = peers::kernel_log(&bench.fixtures, &dump, &vmlinux)?;
-        let card = Card::read(&crashed.payload_lines())?;
+        let mut lines = crashed.payload_lines();
+        lines.retain(|line| !line.ends_with("(caller in x30)"));
+        let card = Card::read(&lines)?;
         let said = analyzer()?.run(&["bt"], &dump, None)?;
         let backtrace = trace::of_analyzer(&without_callers_from_lr(&said))?;
         Ok(Witnesses { log, card, backtrace, vmlinux })
@@ -392,7 +394,7 @@ fn printed_registers(report: &str) -> BTreeMap<String, u64> {
 }
 
 /// What `bt` says without the callers that it has from lr alone: where an arm64 function was interrupted
-/// before it had a frame, the kernel's own trace lacks its caller.
+/// before it had a frame, the kernel's own trace lacks its caller. The card has the same ones, in x30.
 fn without_callers_from_lr(said: &str) -> String {
     let mut is_from_lr = false;
     let kept = said.lines().filter(|line| {
