@@ -158,8 +158,34 @@ pub struct Device {
     kind: Kind,
     size: u64,
     sector_size: Option<u32>,
-    /// The file is to be immutable when it is not open for writing.
+    /// Of a file that is open for writing.
+    hold: Option<Hold>,
+}
+
+/// Keeps a file from other loaders, and makes it immutable afterwards if it was that before.
+#[derive(Debug)]
+struct Hold {
+    file: File,
     immutable: bool,
+}
+
+impl Hold {
+    /// Locks the file at `path`, and only then makes it one that can be written to.
+    fn take(path: &Path) -> Result<Hold, OpenError> {
+        let failed = |error: io::Error| OpenError::from_io(path, error);
+        let file = File::open(path).map_err(failed)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::Busy(path.to_path_buf()),
+            TryLockError::Error(error) => failed(error),
+        })?;
+        // Not all file systems have flags.
+        let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
+        let hold = Hold { file, immutable: flags.contains(IFlags::IMMUTABLE) };
+        if hold.immutable {
+            set_immutable(&hold.file, false).map_err(failed)?;
+        }
+        Ok(hold)
+    }
 }
 
 /// While a file is immutable nobody moves its blocks, but nobody opens it for writing either.
@@ -170,7 +196,7 @@ fn set_immutable(file: &File, immutable: bool) -> io::Result<()> {
     if wanted == flags { Ok(()) } else { Ok(ioctl_setflags(file, wanted)?) }
 }
 
-impl Drop for Device {
+impl Drop for Hold {
     fn drop(&mut self) {
         if self.immutable {
             // Without it the marks in the file still tell what is its own.
@@ -190,33 +216,19 @@ impl Device {
     pub fn open(path: &Path, access: Access) -> Result<Device, OpenError> {
         let failed = |error: io::Error| OpenError::from_io(path, error);
         let kind = kind_of(path)?;
-        let immutable = access == Access::Exclusive && kind == Kind::File && {
-            let file = File::open(path).map_err(failed)?;
-            // Not all file systems have flags.
-            let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
-            let immutable = flags.contains(IFlags::IMMUTABLE);
-            if immutable {
-                set_immutable(&file, false).map_err(failed)?;
-            }
-            immutable
-        };
+        let is_file = access == Access::Exclusive && kind == Kind::File;
+        let hold = is_file.then(|| Hold::take(path)).transpose()?;
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::Exclusive);
         if access == Access::Exclusive && kind != Kind::File {
             options.custom_flags(OFlags::EXCL.bits() as i32);
         }
         let file = options.open(path).map_err(failed)?;
-        if access == Access::Exclusive && kind == Kind::File {
-            file.try_lock().map_err(|error| match error {
-                TryLockError::WouldBlock => OpenError::Busy(path.to_path_buf()),
-                TryLockError::Error(error) => failed(error),
-            })?;
-        }
         let (size, sector_size) = match kind {
             Kind::File => (file.metadata().map_err(failed)?.len(), None),
             Kind::Block(_) => block_geometry(&file).map_err(failed)?,
         };
-        Ok(Device { file, path: path.to_path_buf(), kind, size, sector_size, immutable })
+        Ok(Device { file, path: path.to_path_buf(), kind, size, sector_size, hold })
     }
 
     /// The open file.
@@ -225,9 +237,11 @@ impl Device {
         &self.file
     }
 
-    /// Makes the file immutable as soon as it is not open any more.
+    /// Makes the file, open for writing, immutable as soon as it is that no more.
     pub fn keep_immutable(&mut self) {
-        self.immutable = true;
+        if let Some(hold) = &mut self.hold {
+            hold.immutable = true;
+        }
     }
 
     /// The path it was opened by.
