@@ -80,7 +80,10 @@ pub fn handoff(files: &[PathBuf], output: &Path, system: &System) -> Result<Made
         file.sync_all()?;
         fs::rename(&partial, output)
     };
-    write().map_err(|source| HandoffError::Write { path: output.to_path_buf(), source })?;
+    write().map_err(|source| {
+        let _ = fs::remove_file(&partial);
+        HandoffError::Write { path: output.to_path_buf(), source }
+    })?;
     Ok(Made { path: output.to_path_buf(), files: named })
 }
 
