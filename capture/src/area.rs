@@ -155,8 +155,10 @@ pub fn find(
         return found;
     }
     let sectors = partitions.disk.size() / u64::from(partitions.disk.sector_size());
-    if mbr::each_partition(sectors, &mut partitions) != Ok(true) {
-        (partitions.refused)(0, whole);
+    match mbr::each_partition(sectors, &mut partitions) {
+        Ok(true) => {}
+        Ok(false) => (partitions.refused)(0, whole),
+        Err(error) => (partitions.refused)(0, Unusable::Disk(error)),
     }
     found
 }
