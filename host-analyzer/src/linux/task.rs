@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::kernel::Kernel;
+use crate::kernel::machine::Machine;
 use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::printk::Log;
@@ -196,19 +197,23 @@ impl Linux<'_, '_> {
     /// Where the task is that `cpu` was running. In the middle of a switch the run queue names the next one
     /// already: x86_64 has a variable that says which one it is.
     fn current_address(&self, cpu: u32) -> Result<VirtAddr, Error> {
-        let variable = match self.kernel.symbol("current_task")? {
-            Some(variable) => Some(variable),
-            // From 6.2 to 6.14.
-            None => match self.kernel.symbol("pcpu_hot")? {
-                Some(hot) => Some(hot.offset(self.kernel.offset("pcpu_hot", "current_task")?)),
-                None => None,
-            },
-        };
-        let at = variable.and_then(|variable| self.percpu().ok()?.address(variable, cpu));
+        let at = self.current_variable()?.and_then(|at| self.percpu().ok()?.address(at, cpu));
         match at.and_then(|at| self.kernel.memory().pointer(at).ok()) {
             Some(task) => Ok(task),
             None => self.run_queue_task(cpu, self.task_layout()?.run_queue_current),
         }
+    }
+
+    /// The per-CPU variable that holds a CPU's task: `current_task`, from 6.2 to 6.14 in `pcpu_hot`.
+    fn current_variable(&self) -> Result<Option<VirtAddr>, Error> {
+        if self.kernel.machine() != Machine::X86_64 {
+            return Ok(None);
+        }
+        if let Some(variable) = self.kernel.symbol("current_task")? {
+            return Ok(Some(variable));
+        }
+        let Some(hot) = self.kernel.symbol("pcpu_hot")? else { return Ok(None) };
+        Ok(Some(hot.offset(self.kernel.offset("pcpu_hot", "current_task")?)))
     }
 
     /// Every CPU and the task that it was running, and which CPUs' tasks are not known.
