@@ -24,9 +24,9 @@ pub fn map(path: &Path) -> Result<Mmap, Error> {
     // The size of a block device is where its end is; its metadata says 0.
     let size = file.seek(SeekFrom::End(0)).map_err(io)?;
     let size = usize::try_from(size).map_err(|_| io(std::io::ErrorKind::FileTooLarge.into()))?;
-    // SAFETY: the map is private and read-only, and nothing in this program writes to the file.
     // memmap2 asks that no other process changes it meanwhile: a dump is not written to while it
     // is being read. Where that is broken, reads give other bytes (every one of them is distrusted
     // and bounds-checked anyway), or the process ends by SIGBUS when the file is cut short.
+    // SAFETY: the map is private and read-only, and nothing in this program writes to the file.
     unsafe { MmapOptions::new().len(size).map(&file) }.map_err(io)
 }
