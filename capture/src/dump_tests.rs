@@ -7,9 +7,14 @@ use format::area::TrailerError;
 use format::note::Notes;
 use goblin::elf64::program_header::{PT_LOAD, PT_NOTE, ProgramHeader, SIZEOF_PHDR};
 
+use format::CRC_CHUNK;
+use format::area::Layout;
+
 use super::*;
+use crate::OldPhys;
 use crate::architecture::Architecture;
 use crate::area::{Wanted, find};
+use crate::core_file::E_FLAGS;
 use crate::fake::{FakeDisk, FakeMachine, LIMIT, elfcorehdr64, note};
 
 const AT: u64 = 0x3b00_0000;
@@ -212,18 +217,6 @@ fn crash_card_is_there_when_the_disk_dies_later() {
 }
 
 #[test]
-fn unreadable_pages_side_by_side_are_one_range_and_the_last_ones_are_only_counted() {
-    let mut unreadable = Unreadable::default();
-    for index in 0..40 {
-        unreadable.add(OldPhys(index << 20), 4096);
-        unreadable.add(OldPhys((index << 20) + 4096), 100);
-    }
-    assert_eq!(unreadable.pages, 80);
-    let last = unreadable.ranges.last().unwrap();
-    assert_eq!((last.start.get(), last.size.get()), (31 << 20, 4196));
-}
-
-#[test]
 fn unreadable_pages_are_zeros_and_counted_and_the_dump_goes_on() {
     let dumped = dump(AREA, |machine, _| machine.poisoned = [0x20_1000, 0x3a00_0000].into());
     let complete = dumped.result.unwrap();
@@ -319,7 +312,7 @@ fn dump_that_runs_out_of_time_says_how_much_of_it_is_there() {
 
 #[test]
 fn disk_that_dies_later_has_what_the_trailer_says() {
-    let slow = |machine: &mut FakeMachine| machine.us_per_page = CHECKPOINT_US / 600;
+    let slow = |machine: &mut FakeMachine| machine.us_per_page = writer::CHECKPOINT_US / 600;
     let whole = dump(AREA, |machine, _| slow(machine));
     let mut seen = 0;
     for writes in 0..whole.log.iter().flatten().count() {

@@ -30,6 +30,7 @@ pub mod line;
 pub mod old;
 pub mod options;
 pub mod serial;
+mod unreadable;
 pub mod vmcoreinfo;
 
 use core::fmt;

@@ -13,6 +13,7 @@ use crate::card::Card;
 use crate::core_file::{CoreFile, E_FLAGS};
 use crate::dump::{self, Error, Payload, Silence, Source};
 use crate::line::Line;
+use crate::unreadable::Unreadable;
 use crate::{Machine, OldPhys};
 
 use super::order;
@@ -134,7 +135,7 @@ pub(super) struct Numbers {
     all_plans: u32,
     blocks: u64,
     pages_read: u64,
-    unreadable: dump::Unreadable,
+    unreadable: Unreadable,
     head_crc: u32,
 }
 
@@ -487,7 +488,7 @@ impl Stream<'_> {
         let Numbers { first_block_us, last_block_us, pages_read, unreadable, .. } = self.numbers;
         let record = Record {
             first_block_us: first_block_us.into(),
-            ..dump::record(self.job.source, self.job.payload)
+            ..dump::fresh_record(self.job.source, self.job.payload)
         };
         if !done {
             return record;
