@@ -28,13 +28,8 @@ enum Command {
     FaultMatrix,
     /// Time `host-analyzer bt` against drgn on the same dump.
     BenchAnalyzer,
-    /// Print the rate at which the payload writes, and that of the guest's own Linux.
-    BenchPayload {
-        /// The architecture: a file name in targets/, without .toml.
-        #[arg(long, default_value = "x86_64")]
-        arch: String,
-    },
-    /// The same for every kind of disk that the payload can drive, as a table.
+    /// Print the rate at which the payload writes to every kind of disk that it can drive, and that of the
+    /// guest's own Linux.
     BenchDevices {
         /// Only those whose architecture and name, with a space between, have this in them.
         #[arg(long)]
@@ -62,7 +57,6 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(options) => xtask::demo::run(&options)?,
         Command::FaultMatrix => xtask::faults::run()?,
         Command::BenchAnalyzer => xtask::bench::analyzer::run()?,
-        Command::BenchPayload { arch } => xtask::bench::payload::run(&arch)?,
         Command::BenchDevices { only } => xtask::bench::devices::run(only.as_deref())?,
     }
     Ok(())

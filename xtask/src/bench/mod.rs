@@ -2,7 +2,7 @@
 
 pub mod analyzer;
 pub mod devices;
-pub mod payload;
+mod payload;
 
 /// The middle of `sorted`.
 fn median<T: Copy>(sorted: &[T]) -> T {

@@ -1,5 +1,5 @@
-//! `cargo xtask bench-payload`: how fast the payload writes a dump against how fast the guest's own
-//! Linux writes as much of its memory to the same virtual disk.
+//! How fast the payload of one guest writes a dump, and how fast the guest's own Linux writes as much of its
+//! memory to the same virtual disk.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,13 +11,9 @@ use anyhow::{Context, Result, ensure};
 use crate::dump::{DUMP, Workbench, area_size};
 use crate::guest::Scenario;
 use crate::qemu::{Disk, Line, sparse_image};
-use crate::workspace;
 
 /// Guests. Each measures both, Linux first, so that a busy machine hurts both.
 pub(super) const RUNS: usize = 3;
-
-/// What Linux writes, in MiB.
-const FILE_MIB: u32 = 256;
 
 /// What the guest does before it crashes. /dev/mem is no way to RAM, because Debian's kernels have
 /// CONFIG_STRICT_DEVMEM: a file in memory is. It is written behind the area's first MiB and far
@@ -69,26 +65,6 @@ impl LinuxWrites {
 pub(super) struct Rates {
     pub linux: f64,
     pub payload: f64,
-}
-
-/// Measures, prints every run, medians and the ratio.
-///
-/// # Errors
-/// When a guest does not do what it should.
-pub fn run(arch: &str) -> Result<()> {
-    let bench = Workbench::new(arch)?;
-    let linux = LinuxWrites { file_mib: FILE_MIB, times: 1, disk: "/dev/vda" };
-    let scenario = Scenario { memory_mib: 2 * FILE_MIB + 256, ..bench.scenario() };
-    let directory = workspace().join("target/bench-payload");
-    let rates: Result<Vec<Rates>> =
-        (0..RUNS).map(|_| measure(&bench, &scenario, &linux, &directory)).collect();
-    let rates = rates?;
-    println!("{arch}, Debian {}, machine `{}`, TCG", scenario.kernel, scenario.machine);
-    explain(linux.mib(), scenario.memory_mib);
-    let linux = row("Linux", rates.iter().map(|it| it.linux).collect());
-    let payload = row("payload", rates.iter().map(|it| it.payload).collect());
-    println!("  the payload writes at {:.2} times the rate of Linux", payload / linux);
-    Ok(())
 }
 
 /// Says what the rates are of.
@@ -160,13 +136,4 @@ fn allocated_disk(bench: &Workbench, scenario: &Scenario, directory: &Path) -> R
     }
     bench.loader.reserve(&disk.image)?;
     Ok(Disk { options: "cache=unsafe", ..disk })
-}
-
-/// Prints the rates in the order of the runs, and returns their median.
-fn row(name: &str, mut rates: Vec<f64>) -> f64 {
-    let shown: String = rates.iter().map(|rate| format!("{rate:>6.0} MB/s")).collect();
-    rates.sort_unstable_by(f64::total_cmp);
-    let median = super::median(&rates);
-    println!("  {name:<8} {shown}   median {median:.0} MB/s");
-    median
 }
