@@ -343,9 +343,28 @@ impl Arm64Unwinder<'_, '_> {
             Some(Record::Callers) if callers => (Some(link), CallerBy::LinkRegister),
             // A call of this very function, directly before the place that x30 leads to.
             None if callers && self.call_before(link) == Some(Some(function.start)) => {
-                (Some(link), CallerBy::LinkRegister)
+                self.called_from(link, &function, VirtAddr(registers.words[reg::FP]))
             }
             _ => (None, CallerBy::Uncertain),
+        }
+    }
+
+    /// The caller of a function whose code does not tell, when x30 still has its return address: its
+    /// own record has the same one, the caller's record that of the caller.
+    fn called_from(
+        &self,
+        link: VirtAddr,
+        function: &Function,
+        record: VirtAddr,
+    ) -> (Option<VirtAddr>, CallerBy) {
+        let caller = self.linux.place(link.back(1)).map(|place| link.back(1).back(place.offset));
+        // A function that calls itself can have the same address in both, or in x30 alone.
+        let recursive = caller == Some(function.start);
+        match self.kernel().memory().u64(record.offset(8)) {
+            _ if recursive => (None, CallerBy::Uncertain),
+            Ok(same) if self.unsigned(same) == link => (None, CallerBy::Tables),
+            Ok(_) => (Some(link), CallerBy::LinkRegister),
+            Err(_) => (None, CallerBy::Uncertain),
         }
     }
 

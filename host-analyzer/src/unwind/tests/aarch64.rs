@@ -267,6 +267,33 @@ fn where_the_code_does_not_tell_the_call_before_the_link_register_does() {
 }
 
 #[test]
+fn record_with_the_link_registers_address_is_the_functions_own() {
+    let mut world = World::new();
+    let last = world.entered();
+    world.code(MIDDLE + 4, &[0x9400_0000 | ((UNCLEAR - (MIDDLE + 4)) / 4) as u32]);
+    // `unclear` has made its record and called nothing yet.
+    world.record(TASK_STACK + 0x240, TASK_STACK + 0x260, MIDDLE + 8);
+    world.record(TASK_STACK + 0x260, last, INNER + 8);
+    let trace =
+        world.unwind(&registers(UNCLEAR + 8, MIDDLE + 8, TASK_STACK + 0x240, TASK_STACK + 0x240));
+    assert_eq!(pcs(&trace), [UNCLEAR + 8, MIDDLE + 8, INNER + 8]);
+    assert_eq!(trace.frames[0].caller, CallerBy::Tables);
+}
+
+#[test]
+fn function_that_calls_itself_may_have_lost_a_frame_and_says_so() {
+    let mut world = World::new();
+    let last = world.entered();
+    // bl unclear, in `unclear` itself
+    world.code(UNCLEAR + 16, &[0x97ff_fffc]);
+    world.record(TASK_STACK + 0x260, last, INNER + 8);
+    let trace =
+        world.unwind(&registers(UNCLEAR + 8, UNCLEAR + 20, TASK_STACK + 0x240, TASK_STACK + 0x260));
+    assert_eq!(pcs(&trace), [UNCLEAR + 8, INNER + 8]);
+    assert_eq!(trace.frames[0].caller, CallerBy::Uncertain);
+}
+
+#[test]
 fn call_of_a_null_pointer_shows_who_called() {
     let mut world = World::new();
     let last = world.entered();
