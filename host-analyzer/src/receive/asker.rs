@@ -139,7 +139,7 @@ impl Asker {
     fn is_settled(&self, request: &Request, state: &State, now_ms: u64) -> bool {
         let after = |then: u64, wait: u64| now_ms.saturating_sub(then) >= wait;
         let is_there = match request.blocks.as_slice() {
-            [] => state.plans_lost() == 0,
+            [] => !state.lacks_plans(),
             runs => {
                 let head = state.outline.map_or(0, |outline| outline.head_blocks);
                 let has = |run: &Range<u64>| {
@@ -174,7 +174,7 @@ impl Asker {
         }
         let runs = lacking(state);
         let (kind, runs) = match state.end {
-            Some(_) if !state.is_full() && state.plans_lost() > 0 => (Kind::WantPlans, Vec::new()),
+            Some(_) if state.lacks_plans() => (Kind::WantPlans, Vec::new()),
             _ if runs.is_empty() => return None,
             _ => (Kind::Want, runs),
         };

@@ -449,10 +449,14 @@ impl State {
         highest.max(told) - self.plans.count()
     }
 
+    /// Whether plans must be sent again, or what is sent with each of them: the outline of the core.
+    pub fn lacks_plans(&self) -> bool {
+        self.outline.is_none() || (!self.is_full() && self.plans_lost() > 0)
+    }
+
     pub fn has_everything(&self) -> bool {
         self.end.is_some()
-            && self.outline.is_some()
-            && (self.is_full() || self.plans_lost() == 0)
+            && !self.lacks_plans()
             && self.missing().next().is_none()
             && self.head_is_right()
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use format::BLOCK;
-use format::frame::Extent;
+use format::frame::{Decoder, Extent, Kind, MAX_WIRE};
 use proptest::prelude::*;
 
 use simulator::{BLOCKS, CARD, FIRST_AT, HEAD, Payload, SECOND_AT, STREAM, core, sent};
@@ -308,6 +308,37 @@ fn suffer(frame: &[u8], fate: &Fate) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[test]
+fn outline_that_was_lost_with_every_plan_is_asked_for() {
+    let desk = Desk::new();
+    let mut session = desk.open();
+    let mut payload = Payload::new(Extent::Minimal, STREAM);
+    payload.send();
+    let is_begin = |frame: &[u8]| {
+        let mut decoder = Box::<Decoder<MAX_WIRE>>::default();
+        frame.iter().any(|&byte| match decoder.push(byte) {
+            Some(format::frame::Event::Frame(header, _)) => header.kind == Kind::Begin,
+            _ => false,
+        })
+    };
+    let wire = std::mem::take(&mut payload.wire);
+    for frame in wire.iter().filter(|frame| !is_begin(frame)) {
+        session.take(frame, &mut |_| {}).unwrap();
+    }
+    let mut now = 0;
+    while !payload.is_done {
+        now += 500;
+        assert!(now < 60_000, "{} requests", payload.requests);
+        if let Some(said) = session.speak(now) {
+            payload.hear(&said);
+        }
+        for frame in std::mem::take(&mut payload.wire) {
+            session.take(&frame, &mut |_| {}).unwrap();
+        }
+    }
+    assert!(session.finish().unwrap()[0].is_complete);
 }
 
 proptest! {
