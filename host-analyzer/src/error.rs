@@ -120,9 +120,24 @@ pub enum Error {
         /// OSRELEASE of the dump.
         release: String,
     },
+    /// A word names no address.
+    #[error(
+        "{0} is neither an address in hexadecimal nor a symbol of the kernel or of its modules; \
+         `sym -q TEXT` lists the symbols that have TEXT in their names"
+    )]
+    NoPlace(String),
+    /// There is no such type.
+    #[error("the kernel has no type called {0}{1}")]
+    NoSuchType(String, String),
+    /// A command's words make no sense.
+    #[error("{0}")]
+    Usage(String),
     /// There is no such task.
     #[error("no such task: {0}; `ps` lists them all")]
     NoTask(String),
+    /// A task has no memory of its own.
+    #[error("{0} is a kernel thread: it has no memory of its own")]
+    NoMemory(String),
     /// There is no such task among those that could be found.
     #[error("no task {0} was found, and not all tasks could be read: {1}")]
     TaskNotFound(String, String),

@@ -2,14 +2,18 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
-use host_analyzer::commands::{bt, card, log, modules, ps, receive, sys};
+use host_analyzer::commands::{
+    bt, card, list, log, modules, ps, pte, ptov, read, receive, search, structure, symbol, sys,
+    vmcoreinfo, vtop, whatis,
+};
 use host_analyzer::kernel::Kernel;
 use host_analyzer::kernel::vmlinux::Vmlinux;
 use host_analyzer::source::Dump;
@@ -27,67 +31,66 @@ struct Cli {
 /// What each of them does is said where its options are.
 #[derive(Subcommand)]
 enum Command {
-    Bt(BtArgs),
+    Bt(WithWords<bt::Options>),
     Card(card::Options),
-    Log(LogArgs),
-    Mod(ModArgs),
-    Ps(PsArgs),
+    List(WithWords<list::Options>),
+    Log(WithWords<log::Options>),
+    Mod(WithWords<modules::Options>),
+    Ps(WithWords<ps::Options>),
+    Pte(WithWords<pte::Options>),
+    Ptov(WithWords<ptov::Options>),
+    Rd(WithWords<read::Options>),
     Receive(receive::Options),
-    Sys(SysArgs),
+    Search(WithWords<search::Options>),
+    #[command(alias = "union")]
+    Struct(WithWords<structure::Options>),
+    Sym(WithWords<symbol::Options>),
+    Sys(WithWords<sys::Options>),
+    Vmcoreinfo(WithWords<vmcoreinfo::Options>),
+    Vtop(WithWords<vtop::Options>),
+    Whatis(WithWords<whatis::Options>),
 }
 
+// A dump, perhaps its kernel, and what a command is to tell about. A doc comment here would be every
+// command's --help.
 #[derive(Args)]
-struct Files {
+struct WithWords<O: Args> {
     /// ELF core, or a reserved area: a disk, a partition, or an image of one
     dump: PathBuf,
-    /// The kernel's vmlinux with debug information
-    vmlinux: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct BtArgs {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
-    dump: PathBuf,
-    /// The kernel's vmlinux with debug information, then tasks by PID or address
-    #[arg(value_name = "VMLINUX | TASK")]
+    /// The kernel's vmlinux with debug information, then what the command is about
+    #[arg(value_name = "VMLINUX | WORD", allow_hyphen_values = false)]
     rest: Vec<String>,
     #[command(flatten)]
-    options: bt::Options,
+    options: O,
 }
 
-#[derive(Args)]
-struct LogArgs {
-    #[command(flatten)]
-    files: Files,
-    #[command(flatten)]
-    options: log::Options,
+impl<O: Args> WithWords<O> {
+    /// The vmlinux, if the first word names one, and the others.
+    fn split(&self) -> (Option<&Path>, &[String]) {
+        match self.rest.split_first() {
+            Some((first, rest)) if names_a_file(first) => (Some(Path::new(first)), rest),
+            _ => (None, &self.rest),
+        }
+    }
+
+    /// The same, for a command that takes no words.
+    fn no_words(&self) -> anyhow::Result<Option<&Path>> {
+        match self.split() {
+            (vmlinux, []) => Ok(vmlinux),
+            (None, [first]) => Ok(Some(Path::new(first))),
+            (_, [.., last]) => bail!("what is {last} for? After the dump comes only the vmlinux"),
+        }
+    }
 }
 
-#[derive(Args)]
-struct ModArgs {
-    #[command(flatten)]
-    files: Files,
-    #[command(flatten)]
-    options: modules::Options,
-}
-
-#[derive(Args)]
-struct PsArgs {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
-    dump: PathBuf,
-    /// The kernel's vmlinux (an existing file), then tasks by PID, address or name
-    #[arg(value_name = "VMLINUX | TASK")]
-    rest: Vec<String>,
-    #[command(flatten)]
-    options: ps::Options,
-}
-
-#[derive(Args)]
-struct SysArgs {
-    #[command(flatten)]
-    files: Files,
-    #[command(flatten)]
-    options: sys::Options,
+/// Whether a word is the vmlinux: it is a path, or the name of an ELF file that is there.
+fn names_a_file(word: &str) -> bool {
+    let is_elf = || {
+        let mut magic = [0; 4];
+        let read = File::open(word).and_then(|mut file| file.read_exact(&mut magic));
+        read.is_ok() && magic == *b"\x7fELF"
+    };
+    word.contains('/') || is_elf()
 }
 
 /// Exit status of `receive` when something is missing.
@@ -115,45 +118,70 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     match command {
         Command::Bt(args) => {
-            let (vmlinux, tasks) = split(&args.rest)?;
-            let options = bt::Options { tasks, ..args.options.clone() };
-            let files = Files { dump: args.dump.clone(), vmlinux };
-            with_kernel(&files, |kernel| bt::run(kernel, &options, &mut out))?;
+            let (vmlinux, words) = args.split();
+            let options = bt::Options { tasks: tasks(words)?, ..args.options.clone() };
+            with_kernel(&args.dump, vmlinux, |kernel| bt::run(kernel, &options, &mut out))?;
         }
         Command::Card(options) => card::run(options, &mut out)?,
+        Command::List(args) => with_words(args, list::run, &mut out)?,
         Command::Log(args) => {
-            with_kernel(&args.files, |kernel| log::run(kernel, &args.options, &mut out))?;
+            let vmlinux = args.no_words()?;
+            with_kernel(&args.dump, vmlinux, |kernel| log::run(kernel, &args.options, &mut out))?;
         }
         Command::Mod(args) => {
-            with_kernel(&args.files, |kernel| modules::run(kernel, &args.options, &mut out))?;
+            let run = |kernel: &Kernel<'_>| modules::run(kernel, &args.options, &mut out);
+            with_kernel(&args.dump, args.no_words()?, run)?;
         }
         Command::Ps(args) => {
-            let is_file = |text: &String| text.contains('/') || Path::new(text).is_file();
-            let vmlinux = args.rest.first().filter(|text| is_file(text)).map(PathBuf::from);
-            let tasks = args.rest[usize::from(vmlinux.is_some())..].to_vec();
-            let options = ps::Options { tasks, ..args.options.clone() };
-            let files = Files { dump: args.dump.clone(), vmlinux };
-            with_kernel(&files, |kernel| ps::run(kernel, &options, &mut out))?;
+            let (vmlinux, words) = args.split();
+            let options = ps::Options { tasks: words.to_vec(), ..args.options.clone() };
+            with_kernel(&args.dump, vmlinux, |kernel| ps::run(kernel, &options, &mut out))?;
         }
+        Command::Pte(args) => with_words(args, pte::run, &mut out)?,
+        Command::Ptov(args) => with_words(args, ptov::run, &mut out)?,
+        Command::Rd(args) => with_words(args, read::run, &mut out)?,
         Command::Receive(options) => {
             if !receive::run(options, &mut out)? {
                 code = ExitCode::from(MISSING);
             }
         }
+        Command::Search(args) => with_words(args, search::run, &mut out)?,
+        Command::Struct(args) => with_words(args, structure::run, &mut out)?,
+        Command::Sym(args) => with_words(args, symbol::run, &mut out)?,
         Command::Sys(args) => {
-            with_kernel(&args.files, |kernel| sys::run(kernel, &args.options, &mut out))?;
+            let vmlinux = args.no_words()?;
+            with_kernel(&args.dump, vmlinux, |kernel| sys::run(kernel, &args.options, &mut out))?;
         }
+        Command::Vmcoreinfo(args) => {
+            let run = |kernel: &Kernel<'_>| vmcoreinfo::run(kernel, &args.options, &mut out);
+            with_kernel(&args.dump, args.no_words()?, run)?;
+        }
+        Command::Vtop(args) => with_words(args, vtop::run, &mut out)?,
+        Command::Whatis(args) => with_words(args, whatis::run, &mut out)?,
     }
     out.flush()?;
     Ok(code)
 }
 
+/// What a command does that takes words.
+type Run<O> = fn(&Kernel<'_>, &O, &[String], &mut dyn Write) -> Result<(), host_analyzer::Error>;
+
+fn with_words<O: Args>(
+    args: &WithWords<O>,
+    run: Run<O>,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let (vmlinux, words) = args.split();
+    with_kernel(&args.dump, vmlinux, |kernel| run(kernel, &args.options, words, out))
+}
+
 fn with_kernel(
-    files: &Files,
+    dump: &Path,
+    vmlinux: Option<&Path>,
     command: impl FnOnce(&Kernel<'_>) -> Result<(), host_analyzer::Error>,
 ) -> anyhow::Result<()> {
-    let dump = Dump::open(&files.dump)?;
-    let vmlinux = files.vmlinux.as_deref().map(Vmlinux::open).transpose()?;
+    let dump = Dump::open(dump)?;
+    let vmlinux = vmlinux.map(Vmlinux::open).transpose()?;
     let kernel = Kernel::open(&dump, vmlinux.as_ref())?;
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
@@ -166,17 +194,9 @@ fn with_kernel(
     Ok(outcome?)
 }
 
-/// Sorts the arguments after the dump: a first one that names no task is the vmlinux.
-fn split(rest: &[String]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
-    let (mut vmlinux, mut tasks) = (None, Vec::new());
-    for (index, text) in rest.iter().enumerate() {
-        match text.parse() {
-            Ok(task) => tasks.push(task),
-            Err(_) if index == 0 => vmlinux = Some(PathBuf::from(text)),
-            Err(error) => bail!("{error}"),
-        }
-    }
-    Ok((vmlinux, tasks))
+/// The tasks that words name.
+fn tasks(words: &[String]) -> anyhow::Result<Vec<TaskId>> {
+    words.iter().map(|word| word.parse().map_err(|error| anyhow!("{error}"))).collect()
 }
 
 #[cfg(test)]
@@ -185,27 +205,38 @@ mod tests {
 
     use super::*;
 
-    fn split_of(rest: &[&str]) -> anyhow::Result<(Option<PathBuf>, Vec<TaskId>)> {
-        split(&rest.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
-    }
-
     #[test]
     fn command_line_makes_sense_to_clap() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
-    #[test]
-    fn tasks_may_follow_the_dump_with_and_without_a_vmlinux() {
-        let address = TaskId::Address(VirtAddr(0xff31_9b5a_811f_20c0));
-        let (vmlinux, tasks) = split_of(&["vmlinux", "1", "ff319b5a811f20c0"]).unwrap();
-        assert_eq!((vmlinux, tasks), (Some("vmlinux".into()), vec![TaskId::Pid(1), address]));
-        let (vmlinux, tasks) = split_of(&["0xff319b5a811f20c0"]).unwrap();
-        assert_eq!((vmlinux, tasks), (None, vec![address]));
+    fn words_of(rest: &[&str]) -> (Option<PathBuf>, Vec<String>) {
+        let rest: Vec<String> = rest.iter().map(|&text| text.to_owned()).collect();
+        let args = WithWords { dump: PathBuf::new(), rest, options: sys::Options::default() };
+        let (vmlinux, words) = args.split();
+        (vmlinux.map(Path::to_owned), words.to_vec())
     }
 
     #[test]
-    fn second_word_that_names_no_task_is_refused() {
-        assert!(split_of(&["vmlinux", "vmlinux"]).is_err());
+    fn words_may_follow_the_dump_with_and_without_a_vmlinux() {
+        let words = ["1".to_owned(), "ff319b5a811f20c0".to_owned()];
+        assert_eq!(
+            words_of(&["./vmlinux", "1", &words[1]]),
+            (Some("./vmlinux".into()), words.to_vec())
+        );
+        assert_eq!(words_of(&["1", &words[1]]), (None, words.to_vec()));
+        let address = TaskId::Address(VirtAddr(0xff31_9b5a_811f_20c0));
+        assert_eq!(tasks(&words).unwrap(), [TaskId::Pid(1), address]);
+        assert!(tasks(&["vmlinux".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn file_is_the_vmlinux_only_when_it_is_an_elf_file() {
+        let file = tempfile::NamedTempFile::new_in(".").unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        assert!(!names_a_file(name));
+        std::fs::write(file.path(), b"\x7fELF").unwrap();
+        assert!(names_a_file(name));
     }
 }

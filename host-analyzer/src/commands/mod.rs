@@ -3,8 +3,19 @@
 
 pub mod bt;
 pub mod card;
+pub mod list;
 pub mod log;
 pub mod modules;
+pub mod place;
 pub mod ps;
+pub mod pte;
+pub mod ptov;
+pub mod read;
 pub mod receive;
+pub mod search;
+pub mod structure;
+pub mod symbol;
 pub mod sys;
+pub mod vmcoreinfo;
+pub mod vtop;
+pub mod whatis;

@@ -107,7 +107,11 @@ impl<'a> Kallsyms<'a> {
         for _ in 0..index % STRIDE {
             at = self.split(at)?.1;
         }
-        let (tokens, _) = self.split(at)?;
+        self.expand(self.split(at)?.0)
+    }
+
+    /// The type character and name that tokens spell.
+    fn expand(&self, tokens: &[u8]) -> Option<(char, String)> {
         let mut expanded = Vec::new();
         for &token in tokens {
             expanded.extend_from_slice(self.token(token));
@@ -116,11 +120,17 @@ impl<'a> Kallsyms<'a> {
         Some((char::from(kind), String::from_utf8_lossy(name).into_owned()))
     }
 
-    /// Finds the first symbol of each name in one pass over all names.
-    #[must_use]
-    pub fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
-        let mut found = HashMap::new();
-        let promising = self.promising_tokens(names);
+    /// Calls `with` with the type character, name and address of every symbol that is there.
+    pub fn each(&self, with: &mut dyn FnMut(char, &str, VirtAddr)) {
+        self.each_tokens(&mut |index, tokens| {
+            if let (Some((kind, name)), Some(at)) = (self.expand(tokens), self.address(index)) {
+                with(kind, &name, at);
+            }
+        });
+    }
+
+    /// Calls `with` with the number and the tokens of every name, in one pass over all of them.
+    fn each_tokens(&self, with: &mut dyn FnMut(usize, &[u8])) {
         let marks = self.marks.get_or_init(|| self.mark_names());
         let mut at = Some(0);
         for index in 0..self.len() {
@@ -128,20 +138,27 @@ impl<'a> Kallsyms<'a> {
                 at = marks.get(index / STRIDE).map(|&mark| mark as usize);
             }
             // A name that makes no sense costs those up to the next mark.
-            let Some((tokens, next)) = at.and_then(|at| self.split(at)) else {
-                at = None;
-                continue;
-            };
-            at = Some(next);
-            let Some(&first) = tokens.first() else { continue };
-            if !promising[usize::from(first)] {
-                continue;
+            let split = at.and_then(|at| self.split(at));
+            at = split.map(|(_, next)| next);
+            if let Some((tokens, _)) = split {
+                with(index, tokens);
             }
-            let hit = names.iter().find(|name| self.spells(tokens, name.as_bytes()));
+        }
+    }
+
+    /// Finds the first symbol of each name in one pass over all names.
+    #[must_use]
+    pub fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
+        let mut found = HashMap::new();
+        let promising = self.promising_tokens(names);
+        self.each_tokens(&mut |index, tokens| {
+            let begins = tokens.first().is_some_and(|&first| promising[usize::from(first)]);
+            let spelled = || names.iter().find(|name| self.spells(tokens, name.as_bytes()));
+            let hit = if begins { spelled() } else { None };
             if let (Some(name), Some(address)) = (hit, self.address(index)) {
                 found.entry((*name).to_owned()).or_insert(address);
             }
-        }
+        });
         found
     }
 

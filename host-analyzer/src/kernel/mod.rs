@@ -12,6 +12,7 @@ pub mod machine;
 pub mod paging;
 pub mod sparse;
 pub mod symbols;
+pub mod value;
 pub mod virt;
 pub mod vmcoreinfo;
 pub mod vmlinux;

@@ -31,6 +31,10 @@ pub trait Symbols {
     /// The addresses of those of `names` that exist, in one pass.
     fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr>;
 
+    /// Calls `with` with the type character (as nm prints it), name and address of every symbol, in the
+    /// order of the table.
+    fn each(&self, with: &mut dyn FnMut(char, &str, VirtAddr));
+
     /// The highest address that has a symbol.
     fn last(&self) -> Option<VirtAddr>;
 
@@ -47,6 +51,10 @@ impl Symbols for Kallsyms<'_> {
 
     fn find(&self, names: &[&str]) -> HashMap<String, VirtAddr> {
         Kallsyms::find(self, names)
+    }
+
+    fn each(&self, with: &mut dyn FnMut(char, &str, VirtAddr)) {
+        Kallsyms::each(self, with);
     }
 
     fn last(&self) -> Option<VirtAddr> {

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use crate::source::Memory;
-use crate::{ReadError, VirtAddr, bytes};
+use crate::{PhysAddr, ReadError, VirtAddr, bytes};
 
 use super::paging::{Mapping, PageTables};
 use super::sparse::{self, Sparse};
@@ -68,6 +68,18 @@ impl<'a> VirtualMemory<'a> {
     #[must_use]
     pub fn physical(&self) -> &'a dyn Memory {
         self.memory
+    }
+
+    /// The page tables.
+    #[must_use]
+    pub fn tables(&self) -> &dyn PageTables {
+        &*self.tables
+    }
+
+    /// The address space of a process, whose top page table is at `root`, over the same memory.
+    #[must_use]
+    pub fn of_process(&self, root: PhysAddr) -> VirtualMemory<'a> {
+        VirtualMemory::new(self.memory, self.tables.of_process(root))
     }
 
     /// Where `at` leads. Where a page table is missing from the dump, the kernel's image and the
@@ -235,7 +247,6 @@ impl<'a> VirtualMemory<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PhysAddr;
     use crate::testing::FakeMemory;
 
     const VIRT: u64 = 0xffff_8880_0000_0000;

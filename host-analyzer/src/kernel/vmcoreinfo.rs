@@ -52,6 +52,11 @@ impl<'a> Vmcoreinfo<'a> {
         None
     }
 
+    /// The lines, as the kernel wrote them.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.text.lines()
+    }
+
     /// The value of the line `key=`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {

@@ -221,6 +221,13 @@ impl Symbols for ElfSymbols<'_> {
         found
     }
 
+    fn each(&self, with: &mut dyn FnMut(char, &str, VirtAddr)) {
+        for &(address, name) in &self.symbols {
+            // The table says it by sections, which the kernel's own table no longer has.
+            with('?', &self.name(name), address);
+        }
+    }
+
     fn last(&self) -> Option<VirtAddr> {
         self.symbols.last().map(|&(address, _)| address)
     }

@@ -32,6 +32,30 @@ pub fn walk(memory: &VirtualMemory<'_>, head: VirtAddr) -> Walk {
     walk
 }
 
+/// Follows the pointers that lie `offset` bytes behind each element, from `start` on, which counts, to
+/// a null pointer or back to `start`.
+#[must_use]
+pub fn chain(memory: &VirtualMemory<'_>, start: VirtAddr, offset: u64) -> Walk {
+    let mut walk = Walk::default();
+    let mut seen = HashSet::new();
+    let mut node = start;
+    while !node.is_null() && !(node == start && !walk.nodes.is_empty()) {
+        if !seen.insert(node) || walk.nodes.len() >= MAX_ELEMENTS {
+            walk.broken = Some(format!("the list runs in a circle at {node:#x}"));
+            break;
+        }
+        walk.nodes.push(node);
+        node = match memory.pointer(node.offset(offset)) {
+            Ok(next) => next,
+            Err(error) => {
+                walk.broken = Some(format!("the list breaks off at {node:#x}: {error}"));
+                break;
+            }
+        };
+    }
+    walk
+}
+
 /// Follows the pointer at `member` of each node (0 is `next`, 8 is `prev`).
 fn follow(
     memory: &VirtualMemory<'_>,

@@ -3,6 +3,7 @@
 //! Layouts come from the kernel's own types. Every walk is bounded; what could not be read is
 //! said in words and costs its row only.
 
+mod direct_map;
 pub mod list;
 pub mod module;
 pub mod module_use;

@@ -1,5 +1,7 @@
 //! Loaded modules: where their text lies, their symbols, their unwind tables.
 
+use std::borrow::Cow;
+
 use crate::kernel::Kernel;
 use crate::{Error, ReadError, VirtAddr, bytes};
 
@@ -157,29 +159,65 @@ impl Modules {
 }
 
 impl Module {
-    /// The symbol before `at` in the module's own table (struct mod_kallsyms): the nearest one, and
-    /// of several at one address the first, as kernel/module/kallsyms.c does.
+    /// Calls `with` with the type character, name and address of every symbol in the module's own table
+    /// (struct mod_kallsyms).
+    pub fn each_symbol(&self, kernel: &Kernel<'_>, with: &mut dyn FnMut(char, &str, VirtAddr)) {
+        let Some(table) = SymbolTable::read(kernel, self) else { return };
+        for (value, name, kind) in table.entries() {
+            if let Some(name) = table.name(kernel, name) {
+                with(kind, &name, value);
+            }
+        }
+    }
+
+    /// The symbol before `at` in the module's own table: the nearest one, and of several at one address
+    /// the first, as kernel/module/kallsyms.c does.
     fn symbol(&self, kernel: &Kernel<'_>, at: VirtAddr) -> Option<(String, VirtAddr)> {
+        let table = SymbolTable::read(kernel, self)?;
+        let inside = table.entries().filter(|&(value, ..)| self.start <= value && value <= at);
+        let nearest = |best: Option<(VirtAddr, u32)>, (value, name, _): (VirtAddr, u32, char)| {
+            best.filter(|&(start, _)| start >= value).or(Some((value, name)))
+        };
+        let (start, name) = inside.fold(None, nearest)?;
+        Some((table.name(kernel, name)?, start))
+    }
+}
+
+/// A module's symbols (struct mod_kallsyms).
+struct SymbolTable<'d> {
+    symbols: Cow<'d, [u8]>,
+    /// The characters that say what each is, from 5.5 on.
+    kinds: Cow<'d, [u8]>,
+    strings: VirtAddr,
+}
+
+impl<'d> SymbolTable<'d> {
+    fn read(kernel: &Kernel<'d>, module: &Module) -> Option<SymbolTable<'d>> {
         let memory = kernel.memory();
-        let table = memory.pointer(self.address.offset(kernel.offset("module", "kallsyms").ok()?));
-        let table = table.ok()?;
+        let table = module.address.offset(kernel.offset("module", "kallsyms").ok()?);
+        let table = memory.pointer(table).ok()?;
         let member = |name| Some(table.offset(kernel.offset("mod_kallsyms", name).ok()?));
         let count = memory.u32(member("num_symtab")?).ok()?.min(MAX_SYMBOLS) as usize;
         let symbols = memory.bytes(memory.pointer(member("symtab")?).ok()?, count * SYMBOL).ok()?;
+        let kinds = || memory.bytes(memory.pointer(member("typetab")?).ok()?, count).ok();
         let strings = memory.pointer(member("strtab")?).ok()?;
-        let mut best: Option<(VirtAddr, u32)> = None;
-        for symbol in symbols.chunks_exact(SYMBOL) {
+        Some(SymbolTable { symbols, kinds: kinds().unwrap_or_default(), strings })
+    }
+
+    /// Address, offset of the name and type character of those that are defined and named.
+    fn entries(&self) -> impl Iterator<Item = (VirtAddr, u32, char)> {
+        let entry = |(index, symbol): (usize, &[u8])| {
             let name = bytes::u32_at(symbol, 0)?;
             let value = VirtAddr(bytes::u64_at(symbol, SYMBOL_VALUE)?);
-            let undefined = bytes::u16_at(symbol, SYMBOL_SECTION)? == 0;
-            let inside = self.start <= value && value <= at;
-            let nearer = best.is_none_or(|(start, _)| start < value);
-            if !undefined && inside && nearer && name != 0 {
-                best = Some((value, name));
-            }
-        }
-        let (start, name) = best?;
-        let name = memory.string(strings.offset(u64::from(name)), SYMBOL_NAME).ok()?;
-        (!name.is_empty()).then_some((name, start))
+            let defined = bytes::u16_at(symbol, SYMBOL_SECTION)? != 0;
+            let kind = self.kinds.get(index).map_or('?', |&kind| char::from(kind));
+            (defined && name != 0).then_some((value, name, kind))
+        };
+        self.symbols.chunks_exact(SYMBOL).enumerate().filter_map(entry)
+    }
+
+    fn name(&self, kernel: &Kernel<'_>, offset: u32) -> Option<String> {
+        let name = kernel.memory().string(self.strings.offset(offset.into()), SYMBOL_NAME).ok()?;
+        (!name.is_empty()).then_some(name)
     }
 }

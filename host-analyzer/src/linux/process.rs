@@ -1,7 +1,8 @@
 //! What `ps` tells of a task besides its name: its parent, its memory, whether it is the kernel's own.
 
 use crate::kernel::Kernel;
-use crate::{Error, ReadError, VirtAddr, bytes};
+use crate::kernel::virt::VirtualMemory;
+use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::task::Task;
 
@@ -96,6 +97,26 @@ impl ProcessLayout {
             pages = pages.saturating_add(count.max(0) as u64);
         }
         Ok(Some(Size { mapped, resident: Some(bytes(pages)) }))
+    }
+}
+
+impl<'d> super::Linux<'_, 'd> {
+    /// The address space of a process, which `text` names by PID or by the address of one of its tasks.
+    ///
+    /// # Errors
+    /// [`Error::NoTask`], [`Error::NoMemory`] for a kernel thread, [`Error::Read`].
+    pub fn memory_of(&self, text: &str) -> Result<VirtualMemory<'d>, Error> {
+        let kernel = self.kernel();
+        let task = self.named_task(text)?;
+        let at = task.address.offset(kernel.offset("task_struct", "mm")?);
+        let space = kernel.memory().pointer(at).reading("a task's memory")?;
+        if space.is_null() {
+            return Err(Error::NoMemory(format!("{} (PID {})", task.comm, task.pid)));
+        }
+        let at = space.offset(kernel.offset("mm_struct", "pgd")?);
+        let top = kernel.memory().pointer(at).reading("a process's page table")?;
+        let root = kernel.memory().translate(top).reading("a process's page table")?;
+        Ok(kernel.memory().of_process(root.phys))
     }
 }
 

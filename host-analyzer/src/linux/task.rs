@@ -186,6 +186,25 @@ impl Linux<'_, '_> {
         Task::read(self.kernel, self.task_layout()?, address).reading("a task")
     }
 
+    /// The task that `text` names: a PID (of several idle tasks the first), or the address of a task.
+    ///
+    /// # Errors
+    /// [`Error::NoTask`], [`Error::TaskNotFound`] when not all could be read, [`Error::Read`].
+    pub fn named_task(&self, text: &str) -> Result<Task, Error> {
+        let hexadecimal = text.strip_prefix("0x").unwrap_or(text);
+        let Ok(pid) = text.parse::<u32>() else {
+            return match u64::from_str_radix(hexadecimal, 16) {
+                Ok(address) if address >> 63 == 1 => self.task(VirtAddr(address)),
+                _ => Err(Error::NoTask(text.to_owned())),
+            };
+        };
+        let TaskList { tasks, problems } = self.all_tasks()?;
+        tasks.into_iter().find(|task| task.pid == pid).ok_or_else(|| match problems.is_empty() {
+            true => Error::NoTask(text.to_owned()),
+            false => Error::TaskNotFound(text.to_owned(), problems.join("; ")),
+        })
+    }
+
     /// The task that `cpu` was running.
     ///
     /// # Errors

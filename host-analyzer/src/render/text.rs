@@ -33,6 +33,39 @@ pub fn problems(problems: &[String], out: &mut dyn Write) -> Result<(), Error> {
     Ok(())
 }
 
+/// A document of JSON, indented.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn json(document: &serde_json::Value, out: &mut dyn Write) -> Result<(), Error> {
+    writeln!(out, "{document:#}")?;
+    Ok(())
+}
+
+/// Bytes as 64-bit words, two in a row, and as characters; `at` is the address of the first.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn hex_dump(at: u64, bytes: &[u8], out: &mut dyn Write) -> Result<(), Error> {
+    for (row, bytes) in bytes.chunks(16).enumerate() {
+        let word = |raw: &[u8]| raw.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+        let words: Vec<String> = bytes.chunks(8).map(word).collect();
+        let at = at.wrapping_add(row as u64 * 16);
+        writeln!(out, "{at:016x}:  {:<33}   {}", words.join(" "), characters(bytes))?;
+    }
+    Ok(())
+}
+
+/// Bytes as characters, those that cannot be printed as dots.
+#[must_use]
+pub fn characters(bytes: &[u8]) -> String {
+    let character = |&byte: &u8| match byte {
+        b' '..=b'~' => char::from(byte),
+        _ => '.',
+    };
+    bytes.iter().map(character).collect()
+}
+
 /// Rows of names and values, the names flush right before a colon.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::source::Memory;
 use crate::{Error, PhysAddr, ReadError, VirtAddr};
 
-use super::{Mapping, PageTables, read_entry};
+use super::{Entry, Mapping, PageTables, read_entry};
 
 /// The size of a page, and of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +71,25 @@ pub struct Arm64PageTables {
     bits: u32,
     /// Bits that the top table has room for.
     root_bits: u32,
+    /// Whether they are a process's (TTBR0_EL1).
+    is_of_process: bool,
     /// Arithmetic for dumps that lost their tables.
     layout: Option<Layout>,
 }
+
+/// Bits of an entry that maps a page (Arm ARM, D8.3.2; asm/pgtable-hwdef.h and pgtable-prot.h, 6.12: what
+/// Linux calls DIRTY is a bit that hardware ignores).
+const ATTRIBUTES: [(u32, &str); 9] = [
+    (0, "VALID"),
+    (6, "USER"),
+    (7, "RDONLY"),
+    (9, "SHARED"),
+    (10, "AF"),
+    (11, "NG"),
+    (53, "PXN"),
+    (54, "UXN"),
+    (55, "DIRTY"),
+];
 
 /// Where the kernel put things, as VMCOREINFO says.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +116,9 @@ impl Arm64PageTables {
     #[must_use]
     pub fn new(root: PhysAddr, granule: Granule, bits: u32) -> Option<Arm64PageTables> {
         let plausible = (25..=52).contains(&bits);
-        plausible.then_some(Arm64PageTables { root, granule, bits, root_bits: bits, layout: None })
+        let (root_bits, is_of_process, layout) = (bits, false, None);
+        let tables = Arm64PageTables { root, granule, bits, root_bits, is_of_process, layout };
+        plausible.then_some(tables)
     }
 
     /// The same tables of a kernel that was built for addresses of `built_for` bits. Where that takes
@@ -170,9 +188,19 @@ impl Arm64PageTables {
 }
 
 impl PageTables for Arm64PageTables {
-    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError> {
-        // The kernel's half: all bits above those that are translated are set.
-        if at.0 >> self.bits != u64::MAX >> self.bits {
+    fn walk(
+        &self,
+        memory: &dyn Memory,
+        at: VirtAddr,
+        each: &mut dyn FnMut(Entry),
+    ) -> Result<Mapping, ReadError> {
+        // The kernel's half: all bits above those that are translated are set; in that of processes
+        // none is, but for the upper byte, which they may use for themselves (TCR_EL1.TBI0).
+        let in_our_half = match self.is_of_process {
+            false => at.0 >> self.bits == u64::MAX >> self.bits,
+            true => (at.0 << 8) >> self.bits >> 8 == 0,
+        };
+        if !in_our_half {
             return Err(ReadError::NotMapped(at));
         }
         let (page_bits, level_bits) = (self.granule.page_bits(), self.granule.level_bits());
@@ -184,6 +212,7 @@ impl PageTables for Arm64PageTables {
             let index = at.0 >> shift & ((1 << bits) - 1);
             let slot = table.offset(index * 8);
             let entry = read_entry(memory, slot).ok_or(ReadError::NoPageTable(at))?;
+            each(Entry { level, slot, value: entry });
             // At the last level, what elsewhere marks a block is reserved.
             if entry & VALID == 0 || (level == 0 && entry & TABLE == 0) {
                 return Err(ReadError::NotMapped(at));
@@ -200,6 +229,24 @@ impl PageTables for Arm64PageTables {
             table = PhysAddr(self.address(entry));
         }
         Err(ReadError::NotMapped(at))
+    }
+
+    fn levels(&self) -> u32 {
+        self.granule.levels(self.root_bits)
+    }
+
+    fn target(&self, entry: u64) -> PhysAddr {
+        PhysAddr(self.address(entry))
+    }
+
+    fn attributes(&self, entry: u64) -> Vec<&'static str> {
+        let set = |&&(bit, _): &&(u32, _)| entry >> bit & 1 == 1;
+        ATTRIBUTES.iter().filter(set).map(|&(_, name)| name).collect()
+    }
+
+    fn of_process(&self, root: PhysAddr) -> Box<dyn PageTables> {
+        // Their top table is used from its start: the bits above those of an address are 0.
+        Box::new(Arm64PageTables { root, is_of_process: true, layout: None, ..*self })
     }
 
     fn by_arithmetic(&self, at: VirtAddr) -> Option<PhysAddr> {

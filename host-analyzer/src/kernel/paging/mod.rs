@@ -21,13 +21,49 @@ pub struct Mapping {
     pub length: u64,
 }
 
+/// An entry that a walk comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// How many further levels of tables there can be below: 0 at the last one.
+    pub level: u32,
+    /// Where the entry lies.
+    pub slot: PhysAddr,
+    /// What it is.
+    pub value: u64,
+}
+
 /// An architecture's page tables.
 pub trait PageTables {
-    /// Walks the tables for `at`.
+    /// Walks the tables for `at`, and calls `each` with every entry on the way, the last one included.
     ///
     /// # Errors
     /// [`ReadError::NotMapped`], or [`ReadError::NoPageTable`] when a table is not in the dump.
-    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError>;
+    fn walk(
+        &self,
+        memory: &dyn Memory,
+        at: VirtAddr,
+        each: &mut dyn FnMut(Entry),
+    ) -> Result<Mapping, ReadError>;
+
+    /// Where `at` leads.
+    ///
+    /// # Errors
+    /// As [`PageTables::walk`].
+    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError> {
+        self.walk(memory, at, &mut |_| {})
+    }
+
+    /// Levels of tables.
+    fn levels(&self) -> u32;
+
+    /// The physical address in an entry that is not absent, of a page or of the next table.
+    fn target(&self, entry: u64) -> PhysAddr;
+
+    /// The names of the attributes that are set in an entry that maps a page.
+    fn attributes(&self, entry: u64) -> Vec<&'static str>;
+
+    /// The tables of a process, whose top one is at `root`.
+    fn of_process(&self, root: PhysAddr) -> Box<dyn PageTables>;
 
     /// The physical address of an address in the kernel's image (and in the direct map, where
     /// VMCOREINFO says where it is) by arithmetic alone; for dumps that lost their page tables.

@@ -7,7 +7,7 @@ use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::source::Memory;
 use crate::{Error, PhysAddr, ReadError, VirtAddr};
 
-use super::{Mapping, PageTables, read_entry};
+use super::{Entry, Mapping, PageTables, read_entry};
 
 /// The page tables of an x86_64 kernel.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,20 @@ pub struct X86PageTables {
     address: u64,
     phys_base: u64,
 }
+
+/// Bits of an entry that maps a page (Intel SDM volume 3A, table 4-20).
+const ATTRIBUTES: [(u32, &str); 10] = [
+    (0, "PRESENT"),
+    (1, "RW"),
+    (2, "USER"),
+    (3, "PWT"),
+    (4, "PCD"),
+    (5, "ACCESSED"),
+    (6, "DIRTY"),
+    (7, "PSE"),
+    (8, "GLOBAL"),
+    (63, "NX"),
+];
 
 const ENTRIES: u64 = 512;
 const PRESENT: u64 = 1;
@@ -51,7 +65,12 @@ impl X86PageTables {
 }
 
 impl PageTables for X86PageTables {
-    fn translate(&self, memory: &dyn Memory, at: VirtAddr) -> Result<Mapping, ReadError> {
+    fn walk(
+        &self,
+        memory: &dyn Memory,
+        at: VirtAddr,
+        each: &mut dyn FnMut(Entry),
+    ) -> Result<Mapping, ReadError> {
         let unused = 64 - (12 + 9 * self.levels);
         if (((at.0 << unused) as i64) >> unused) as u64 != at.0 {
             return Err(ReadError::NotMapped(at));
@@ -61,6 +80,7 @@ impl PageTables for X86PageTables {
             let shift = 12 + 9 * level;
             let slot = table.offset((at.0 >> shift) % ENTRIES * 8);
             let entry = read_entry(memory, slot).ok_or(ReadError::NoPageTable(at))?;
+            each(Entry { level, slot, value: entry });
             if entry & PRESENT == 0 {
                 return Err(ReadError::NotMapped(at));
             }
@@ -74,6 +94,23 @@ impl PageTables for X86PageTables {
             table = PhysAddr(entry & self.address);
         }
         Err(ReadError::NotMapped(at))
+    }
+
+    fn levels(&self) -> u32 {
+        self.levels
+    }
+
+    fn target(&self, entry: u64) -> PhysAddr {
+        PhysAddr(entry & self.address)
+    }
+
+    fn attributes(&self, entry: u64) -> Vec<&'static str> {
+        let set = |&&(bit, _): &&(u32, _)| entry >> bit & 1 == 1;
+        ATTRIBUTES.iter().filter(set).map(|&(_, name)| name).collect()
+    }
+
+    fn of_process(&self, root: PhysAddr) -> Box<dyn PageTables> {
+        Box::new(X86PageTables { root, ..*self })
     }
 
     fn by_arithmetic(&self, at: VirtAddr) -> Option<PhysAddr> {

@@ -3,10 +3,15 @@
 //! Documentation/bpf/btf.rst and include/uapi/linux/btf.h, 6.12. One pass over the type records
 //! notes where each begins; structures are decoded when they are asked for.
 
+mod decode;
+mod names;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::bytes::{self, u32_at};
+
+pub use decode::{Enumeration, Integer, Member, Prototype, Structure, Type, bit_field, integer};
 
 const MAGIC: u16 = 0xeb9f;
 /// Size of struct btf_type, which every record begins with.
@@ -24,13 +29,16 @@ mod kind {
     pub const STRUCT: u32 = 4;
     pub const UNION: u32 = 5;
     pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
     pub const TYPEDEF: u32 = 8;
     pub const VOLATILE: u32 = 9;
     pub const CONST: u32 = 10;
     pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
     pub const FUNC_PROTO: u32 = 13;
     pub const VAR: u32 = 14;
     pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
     pub const DECL_TAG: u32 = 17;
     pub const TYPE_TAG: u32 = 18;
     pub const ENUM64: u32 = 19;
@@ -154,10 +162,15 @@ impl<'a> Btf<'a> {
     /// The structure or union called `name`.
     #[must_use]
     pub fn structure(&self, name: &str) -> Option<TypeId> {
+        let at = self.text_offset(name)?;
+        self.structures.iter().find(|(offset, _)| *offset == at).map(|&(_, id)| id)
+    }
+
+    /// Where the text `name` is among the strings, each of which is there once.
+    fn text_offset(&self, name: &str) -> Option<u32> {
         let strings = self.data.get(self.strings.clone())?;
         let needle = [b"\0", name.as_bytes(), b"\0"].concat();
-        let at = memchr::memmem::find(strings, &needle)? as u32 + 1;
-        self.structures.iter().find(|(offset, _)| *offset == at).map(|&(_, id)| id)
+        Some(memchr::memmem::find(strings, &needle)? as u32 + 1)
     }
 
     /// The member `path` (names joined by dots) of the structure called `name`. Anonymous
