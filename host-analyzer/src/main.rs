@@ -11,8 +11,8 @@ use anyhow::{anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use host_analyzer::commands::bt::TaskId;
 use host_analyzer::commands::{
-    bt, card, list, log, modules, ps, pte, ptov, read, receive, search, structure, symbol, sys,
-    vmcoreinfo, vtop, whatis,
+    bt, card, disassemble, files, list, log, modules, ps, pte, ptov, read, receive, search,
+    structure, symbol, sys, task, vm, vmcoreinfo, vtop, whatis,
 };
 use host_analyzer::kernel::Kernel;
 use host_analyzer::kernel::vmlinux::Vmlinux;
@@ -33,6 +33,8 @@ struct Cli {
 enum Command {
     Bt(WithWords<bt::Options>),
     Card(card::Options),
+    Dis(WithWords<disassemble::Options>),
+    Files(WithWords<files::Options>),
     List(WithWords<list::Options>),
     Log(WithWords<log::Options>),
     Mod(WithWords<modules::Options>),
@@ -46,6 +48,8 @@ enum Command {
     Struct(WithWords<structure::Options>),
     Sym(WithWords<symbol::Options>),
     Sys(WithWords<sys::Options>),
+    Task(WithWords<task::Options>),
+    Vm(WithWords<vm::Options>),
     Vmcoreinfo(WithWords<vmcoreinfo::Options>),
     Vtop(WithWords<vtop::Options>),
     Whatis(WithWords<whatis::Options>),
@@ -123,6 +127,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             with_kernel(&args.dump, vmlinux, |kernel| bt::run(kernel, &options, &mut out))?;
         }
         Command::Card(options) => card::run(options, &mut out)?,
+        Command::Dis(args) => with_words(args, disassemble::run, &mut out)?,
+        Command::Files(args) => with_words(args, files::run, &mut out)?,
         Command::List(args) => with_words(args, list::run, &mut out)?,
         Command::Log(args) => {
             let vmlinux = args.no_words()?;
@@ -152,6 +158,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             let vmlinux = args.no_words()?;
             with_kernel(&args.dump, vmlinux, |kernel| sys::run(kernel, &args.options, &mut out))?;
         }
+        Command::Task(args) => with_words(args, task::run, &mut out)?,
+        Command::Vm(args) => with_words(args, vm::run, &mut out)?,
         Command::Vmcoreinfo(args) => {
             let run = |kernel: &Kernel<'_>| vmcoreinfo::run(kernel, &args.options, &mut out);
             with_kernel(&args.dump, args.no_words()?, run)?;

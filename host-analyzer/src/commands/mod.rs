@@ -3,6 +3,8 @@
 
 pub mod bt;
 pub mod card;
+pub mod disassemble;
+pub mod files;
 pub mod list;
 pub mod log;
 pub mod modules;
@@ -16,6 +18,8 @@ pub mod search;
 pub mod structure;
 pub mod symbol;
 pub mod sys;
+pub mod task;
+pub mod vm;
 pub mod vmcoreinfo;
 pub mod vtop;
 pub mod whatis;

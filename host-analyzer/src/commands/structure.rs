@@ -108,7 +108,7 @@ fn width_of(types: &Btf<'_>, id: TypeId, path: &str, last: &str) -> u32 {
         Some((outer, _)) => types.member_of(id, outer).map_or(id, |field| field.kind),
         None => id,
     };
-    fn find<'m>(types: &Btf<'_>, members: &'m [Member], name: &str) -> Option<u32> {
+    fn find(types: &Btf<'_>, members: &[Member], name: &str) -> Option<u32> {
         members.iter().find_map(|member| match member.name.as_str() {
             "" => find(types, &types.bare(member.kind).1.structure()?.members, name),
             it => (it == name).then_some(member.width),

@@ -4,6 +4,7 @@
 //! table where the dump's cannot be found. Nothing is read before it is asked for.
 
 pub mod btf;
+pub mod disassembly;
 pub mod dwarf;
 mod exports;
 mod hidden;

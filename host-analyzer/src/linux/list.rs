@@ -39,7 +39,7 @@ pub fn chain(memory: &VirtualMemory<'_>, start: VirtAddr, offset: u64) -> Walk {
     let mut walk = Walk::default();
     let mut seen = HashSet::new();
     let mut node = start;
-    while !node.is_null() && !(node == start && !walk.nodes.is_empty()) {
+    while !node.is_null() && (walk.nodes.is_empty() || node != start) {
         if !seen.insert(node) || walk.nodes.len() >= MAX_ELEMENTS {
             walk.broken = Some(format!("the list runs in a circle at {node:#x}"));
             break;

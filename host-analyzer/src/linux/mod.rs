@@ -3,10 +3,13 @@
 //! Layouts come from the kernel's own types. Every walk is bounded; what could not be read is
 //! said in words and costs its row only.
 
+pub mod areas;
 mod direct_map;
+pub mod files;
 pub mod list;
 pub mod module;
 pub mod module_use;
+pub mod path;
 pub mod percpu;
 pub mod printk;
 pub mod process;

@@ -78,6 +78,20 @@ pub fn rows(rows: &[(&str, String)], out: &mut dyn Write) -> Result<(), Error> {
     Ok(())
 }
 
+/// Which task what follows is about.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn task(task: &Task, out: &mut dyn Write) -> Result<(), Error> {
+    task_on(task, task.cpu, out)
+}
+
+fn task_on(task: &Task, cpu: u32, out: &mut dyn Write) -> Result<(), Error> {
+    let Task { pid, address, comm, .. } = task;
+    writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+    Ok(())
+}
+
 /// A backtrace; `panic` goes into its header.
 ///
 /// # Errors
@@ -85,9 +99,8 @@ pub fn rows(rows: &[(&str, String)], out: &mut dyn Write) -> Result<(), Error> {
 pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) -> Result<(), Error> {
     let cpu = trace.running_on.map_or_else(|| "?".to_owned(), |cpu| cpu.to_string());
     match &trace.owner {
-        Owner::Task(Task { pid, address, comm, cpu: last, .. }) => {
-            let cpu = trace.running_on.unwrap_or(*last);
-            writeln!(out, "PID: {pid:<6}  TASK: {address:016x}  CPU: {cpu}  COMMAND: \"{comm}\"")?;
+        Owner::Task(owner) => {
+            task_on(owner, trace.running_on.unwrap_or(owner.cpu), out)?;
         }
         Owner::Torn { address, why } => {
             writeln!(out, "PID: ?       TASK: {address:016x}  CPU: {cpu}  (not readable: {why})")?;
