@@ -137,7 +137,7 @@ pub fn kernel_log(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<St
     drgn_says(fixtures, DRGN_LOG, dump, vmlinux)
 }
 
-fn drgn_says<T: DeserializeOwned>(
+pub(crate) fn drgn_says<T: DeserializeOwned>(
     fixtures: &Fixtures,
     script: &str,
     dump: &Path,

@@ -17,6 +17,8 @@ pub enum Value {
         /// Size of its type, in bytes.
         size: usize,
     },
+    /// An integer of 128 bits, its sign unknown: the contents of a vector register.
+    Wide(u128),
     /// A truth value, 0 or 1.
     Boolean(bool),
     /// A constant of an enumeration; without a name when none has this value.
@@ -65,6 +67,7 @@ impl Btf<'_> {
         match kind {
             Type::Integer(it) => match scalar(it.size, it.signed) {
                 Some(number) if it.boolean && number < 2 => Value::Boolean(number == 1),
+                Some(number) if it.size == 16 => Value::Wide(number as u128),
                 Some(number) => Value::Integer { number, size: it.size },
                 None => CUT,
             },
@@ -112,7 +115,7 @@ impl Btf<'_> {
         let (_, kind) = self.bare(element);
         if let Type::Integer(it) = &kind
             && it.size == 1
-            && it.name.ends_with("char")
+            && it.name == "char"
             && let Some(text) = raw.get(..count)
         {
             return Value::Text(text.to_vec());

@@ -36,6 +36,7 @@ impl Values<'_, '_, '_> {
     pub fn text(&self, value: &Value, indent: usize) -> String {
         match value {
             Value::Integer { number, size } => self.number(*number, *size),
+            Value::Wide(bits) => format!("{bits:#x}"),
             Value::Boolean(value) => value.to_string(),
             Value::Constant(Some(name), _) => name.clone(),
             Value::Constant(None, number) => number.to_string(),
@@ -94,12 +95,13 @@ impl Values<'_, '_, '_> {
         }
     }
 
-    /// The value as JSON: numbers as numbers, pointers as texts in hexadecimal (they do not fit into what
-    /// most readers of JSON have for numbers), what cannot be told as `null`.
+    /// The value as JSON: numbers as numbers, pointers and what has 128 bits as texts in hexadecimal (they
+    /// do not fit into what most readers of JSON have for numbers), what cannot be told as `null`.
     #[must_use]
     pub fn json(&self, value: &Value) -> serde_json::Value {
         match value {
             Value::Integer { number, .. } => number_json(*number),
+            Value::Wide(bits) => json!(format!("{bits:#x}")),
             Value::Boolean(value) => json!(value),
             Value::Constant(Some(name), _) => json!(name),
             Value::Constant(None, number) => number_json(*number),

@@ -1,0 +1,138 @@
+//! What the commands say of the kernel's objects, without vmlinux, against drgn with it.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::crash::{Dumped, analyzer, bench, once};
+use tests::objects::{self, Objects, difference};
+use tests::stories;
+use xtask::guest::Scenario;
+
+stories! {
+    x86_64:
+        structures_have_the_values_that_drgn_reads,
+        files_and_memory_areas_are_those_that_drgn_sees,
+        addresses_lead_where_drgn_says;
+    aarch64:
+        structures_have_the_values_that_drgn_reads,
+        files_and_memory_areas_are_those_that_drgn_sees,
+        addresses_lead_where_drgn_says;
+}
+
+/// A crash, and what drgn reads of it.
+struct Witnessed {
+    dumped: Dumped,
+    objects: Objects,
+}
+
+/// The crashes of an architecture: aarch64 has an older and a newer kernel.
+fn on(arch: &'static str) -> Result<Vec<&'static Witnessed>> {
+    static X86_64: OnceLock<Result<Witnessed, String>> = OnceLock::new();
+    static AARCH64: OnceLock<Result<Witnessed, String>> = OnceLock::new();
+    static NEWER: OnceLock<Result<Witnessed, String>> = OnceLock::new();
+    let make = |name: &str, scenario: Scenario| {
+        let bench = bench(arch)?;
+        let dumped = Dumped::new(bench, &format!("commands/{name}"), scenario)?;
+        let objects = objects::of_drgn(&bench.fixtures, &dumped.dump, dumped.vmlinux()?)?;
+        Ok(Witnessed { dumped, objects })
+    };
+    let scenario = bench(arch)?.scenario();
+    if arch == "x86_64" {
+        return Ok(vec![once(&X86_64, || make("x86_64", scenario))?]);
+    }
+    let (kernel, machine) = ("6_12".into(), "max-el2-gic3-mmio1".into());
+    let newer = Scenario { kernel, machine, ..scenario.clone() };
+    let older = once(&AARCH64, || make("aarch64", scenario))?;
+    Ok(vec![older, once(&NEWER, || make("aarch64-6_12", newer))?])
+}
+
+impl Witnessed {
+    /// What a command says as JSON.
+    fn says(&self, command: &[&str], words: &[&str]) -> Result<Value> {
+        let mut run = analyzer()?.command(command, &self.dumped.dump, None);
+        let text = xtask::process::output(run.arg("--json").args(words))?;
+        serde_json::from_str(&text).with_context(|| format!("{command:?} {words:?} said {text}"))
+    }
+}
+
+/// Every member of large structures: bit fields, enumerations, unions, arrays.
+fn structures_have_the_values_that_drgn_reads(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        ensure!(crash.objects.structures.len() > 10, "drgn read few: {:?}", crash.objects.sizes);
+        for (name, address, theirs) in &crash.objects.structures {
+            let said = crash.says(&["struct"], &[name, &format!("{address:#x}")])?;
+            if let Some(difference) = difference(&said[0]["value"], theirs) {
+                anyhow::bail!("{name} at {address:#x}, ours and drgn's: {difference}");
+            }
+        }
+        for (name, size) in &crash.objects.sizes {
+            let said = crash.says(&["struct"], &[name])?;
+            ensure!(said["size"] == *size, "{name} has {size} bytes, not {}", said["size"]);
+        }
+    }
+    Ok(())
+}
+
+fn files_and_memory_areas_are_those_that_drgn_sees(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let said = crash.says(&["files"], &["1"])?;
+        let files = said[0]["files"].as_array().context("no files")?;
+        let ours: Vec<_> = files
+            .iter()
+            .map(|it| {
+                Some((u32::try_from(it["fd"].as_u64()?).ok()?, it["path"].as_str()?.to_owned()))
+            })
+            .collect::<Option<_>>()
+            .with_context(|| said.to_string())?;
+        ensure!(
+            !ours.is_empty() && ours == crash.objects.files,
+            "{ours:?}, {:?}",
+            crash.objects.files
+        );
+
+        let said = crash.says(&["vm"], &["1"])?;
+        let areas = said[0]["areas"].as_array().context("no areas")?;
+        let area = |it: &Value| {
+            let file = it["file"].as_str().map(str::to_owned);
+            Some((hexadecimal(&it["start"])?, hexadecimal(&it["end"])?, file))
+        };
+        let ours: Vec<_> = areas.iter().map(area).collect::<Option<_>>().context("no addresses")?;
+        ensure!(
+            ours.len() > 5 && ours == crash.objects.areas,
+            "{ours:x?}, {:x?}",
+            crash.objects.areas
+        );
+    }
+    Ok(())
+}
+
+fn addresses_lead_where_drgn_says(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let mut ours = BTreeMap::new();
+        for (name, &at) in &crash.objects.symbols {
+            let said = crash.says(&["vtop"], &[&format!("{at:#x}")])?;
+            ours.insert(name.clone(), hexadecimal(&said[0]["physical"]).context("no address")?);
+            // Functions are in every kernel's table; variables are not.
+            if ["schedule", "panic"].contains(&name.as_str()) {
+                let said = crash.says(&["sym"], &[name])?;
+                ensure!(said[0]["address"] == format!("{at:016x}"), "{name} is at {at:x}: {said}");
+                let said = crash.says(&["sym"], &[&format!("{:x}", at + 4)])?;
+                ensure!(said[0]["name"] == *name && said[0]["offset"] == 4, "{said}");
+            }
+        }
+        ensure!(ours == crash.objects.physical, "{ours:x?}, {:x?}", crash.objects.physical);
+        ensure!(!crash.objects.of_process.is_empty(), "drgn sees nothing mapped");
+        for (at, theirs) in &crash.objects.of_process {
+            let said = crash.says(&["vtop", "--task", "1"], &[&format!("{at:#x}")])?;
+            let ours = hexadecimal(&said[0]["physical"]);
+            ensure!(ours == Some(*theirs), "{at:#x} leads to {theirs:#x}, we say {said}");
+        }
+    }
+    Ok(())
+}
+
+fn hexadecimal(value: &Value) -> Option<u64> {
+    u64::from_str_radix(value.as_str()?.trim_start_matches("0x"), 16).ok()
+}
