@@ -14,11 +14,13 @@ stories! {
     x86_64:
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
-        addresses_lead_where_drgn_says;
+        addresses_lead_where_drgn_says,
+        options_of_bt_show_the_stack_that_the_frames_are_on;
     aarch64:
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
-        addresses_lead_where_drgn_says;
+        addresses_lead_where_drgn_says,
+        options_of_bt_show_the_stack_that_the_frames_are_on;
 }
 
 /// A crash, and what drgn reads of it.
@@ -129,6 +131,61 @@ fn addresses_lead_where_drgn_says(arch: &'static str) -> Result<()> {
             let ours = hexadecimal(&said[0]["physical"]);
             ensure!(ours == Some(*theirs), "{at:#x} leads to {theirs:#x}, we say {said}");
         }
+    }
+    Ok(())
+}
+
+/// All ways to look at the stack of the task that crashed agree with its frames.
+fn options_of_bt_show_the_stack_that_the_frames_are_on(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let plain = crash.says(&["bt"], &[])?;
+        let pid = plain["backtraces"][0]["pid"].to_string();
+        let frames = plain["backtraces"][0]["frames"].as_array().context("no frames")?;
+        let text = |options: &[&str], words: &[&str]| {
+            let mut run =
+                analyzer()?.command(&[&["bt"], options].concat(), &crash.dumped.dump, None);
+            xtask::process::output(run.args(words))
+        };
+        let (code, all_code) = (text(&["-t"], &[])?, text(&["-T"], &[])?);
+        let (raw, symbolic, scanned) =
+            (text(&["-f"], &[])?, text(&["-F"], &[])?, text(&["-o"], &[])?);
+        // The first frame's address is in a register.
+        for frame in &frames[1..] {
+            let pc = hexadecimal(&frame["pc"]).context("no pc")?;
+            let name = frame["function"].as_str().context("no function")?;
+            for (option, said) in [("-t", &code), ("-T", &all_code), ("-o", &scanned)] {
+                let line = said.lines().find(|line| {
+                    line.ends_with(&format!(" at {pc:016x}"))
+                        || line.contains(&format!(" at {pc:016x} "))
+                });
+                let found = line.is_some_and(|line| line.contains(name));
+                ensure!(found, "bt {option} lacks {name} at {pc:x}:\n{said}");
+            }
+            ensure!(raw.contains(&format!("{pc:016x}")), "bt -f lacks {pc:x}:\n{raw}");
+            ensure!(symbolic.contains(name), "bt -F lacks {name}:\n{symbolic}");
+        }
+        // From the place of a return address on, the same frames follow. (Not from `panic` on: on x86_64 its
+        // frame begins from a register.)
+        let place = frames[2]["at"].as_str().context("no place")?;
+        let rest = crash.says(&["bt", "-S", place], &[])?;
+        let pcs = |frames: &Value| -> Vec<Value> {
+            frames.as_array().into_iter().flatten().map(|it| it["pc"].clone()).collect()
+        };
+        let (rest, expected) =
+            (pcs(&rest["backtraces"][0]["frames"]), pcs(&plain["backtraces"][0]["frames"]));
+        ensure!(rest == expected[2..], "bt -S {place}: {rest:?}, not {:?}", &expected[2..]);
+        // The registers of the system call are where the frames end.
+        let exceptions = text(&["-e"], &[])?;
+        let entered = plain["backtraces"][0]["end"]["exception"]["at"].clone();
+        let entered = hexadecimal(&entered).context("no registers of user mode")?;
+        let line = format!("USER-MODE EXCEPTION FRAME AT: {entered:016x}");
+        ensure!(exceptions.contains(&line), "no {line} in\n{exceptions}");
+        let verified = text(&["-v"], &[])?;
+        ensure!(verified.contains("No stack overflows detected"), "{verified}");
+        let group = crash.says(&["bt", "-g"], &[&pid])?;
+        ensure!(group["backtraces"] == plain["backtraces"], "{group}");
+        let mentioned = text(&["-a", "-R", "sysrq_handle_crash"], &[])?;
+        ensure!(mentioned.matches("PID: ").count() == 1, "{mentioned}");
     }
     Ok(())
 }

@@ -88,4 +88,11 @@ impl<'k, 'd> Linux<'k, 'd> {
         }
         self.modules().place(self.kernel, at)
     }
+
+    /// The same, if code lies there and not data.
+    #[must_use]
+    pub fn code(&self, at: VirtAddr) -> Option<Place> {
+        let place = self.place(at)?;
+        (place.module.is_some() || self.kernel.may_be_text(at)).then_some(place)
+    }
 }

@@ -18,6 +18,13 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// Its size in bytes; one that makes no sense is 0.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.end.0.checked_sub(self.start.0).filter(|&it| it <= MAX_THREAD_SIZE).unwrap_or(0)
+            as usize
+    }
+
     /// Whether `at` lies on it. The address after it counts: a stack pointer at the very bottom.
     #[must_use]
     pub fn holds(&self, at: VirtAddr) -> bool {

@@ -97,6 +97,42 @@ fn task_on(task: &Task, cpu: u32, out: &mut dyn Write) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Output`].
 pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) -> Result<(), Error> {
+    backtrace_with(trace, panic, out, &mut |_, _| Ok(()))
+}
+
+/// What is written behind a frame, whose number it is given.
+pub type Behind<'a> = &'a mut dyn FnMut(usize, &mut dyn Write) -> Result<(), Error>;
+
+/// A backtrace with something behind every frame.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn backtrace_with(
+    trace: &Backtrace,
+    panic: Option<&str>,
+    out: &mut dyn Write,
+    behind: Behind<'_>,
+) -> Result<(), Error> {
+    owner(trace, out)?;
+    if let Some(panic) = panic {
+        writeln!(out, "PANIC: \"{panic}\"")?;
+    }
+    for (number, row) in trace.rows.iter().enumerate() {
+        frame(number, row, out)?;
+        behind(number, out)?;
+    }
+    match &trace.end {
+        End::UserMode(frame) => registers(frame, out),
+        End::KernelThread => Ok(()),
+        End::Stuck(why) => Ok(writeln!(out, "    (no further: {why})")?),
+    }
+}
+
+/// Whose backtrace it is.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn owner(trace: &Backtrace, out: &mut dyn Write) -> Result<(), Error> {
     let cpu = trace.running_on.map_or_else(|| "?".to_owned(), |cpu| cpu.to_string());
     match &trace.owner {
         Owner::Task(owner) => {
@@ -111,21 +147,7 @@ pub fn backtrace(trace: &Backtrace, panic: Option<&str>, out: &mut dyn Write) ->
             writeln!(out, "PID: {pid:<6}  CPU: {cpu}  ({how}: {why})")?;
         }
     }
-    if let Some(panic) = panic {
-        writeln!(out, "PANIC: \"{panic}\"")?;
-    }
-    frames(&trace.rows, &trace.end, out)
-}
-
-fn frames(rows: &[Row], end: &End, out: &mut dyn Write) -> Result<(), Error> {
-    for (number, row) in rows.iter().enumerate() {
-        frame(number, row, out)?;
-    }
-    match end {
-        End::UserMode(frame) => registers(frame, out),
-        End::KernelThread => Ok(()),
-        End::Stuck(why) => Ok(writeln!(out, "    (no further: {why})")?),
-    }
+    Ok(())
 }
 
 fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
@@ -151,6 +173,7 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         CallerBy::Tables => "",
         CallerBy::CallSite => "  (not in the unwind tables: caller found by its call)",
         CallerBy::FramePointer => "  (no unwind tables: caller by frame pointer)",
+        CallerBy::Scan => "  (found by scanning the stack: may be left over)",
         CallerBy::LinkRegister => "  (interrupted without a frame of its own: caller from lr)",
         CallerBy::Uncertain => "  (interrupted perhaps without a frame: its caller may be missing)",
     };
@@ -159,7 +182,9 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         .map_err(Error::from)
 }
 
-fn function(row: &Row) -> String {
+/// The function of a frame and where in it, as frames show it.
+#[must_use]
+pub fn function(row: &Row) -> String {
     let Some(place) = &row.place else { return "(unknown)".to_owned() };
     let module = place.module.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
     format!("{}+{:#x}{module}", place.name, place.offset)
@@ -173,7 +198,11 @@ fn position(line: &Position) -> String {
     }
 }
 
-fn registers(frame: &ExceptionFrame, out: &mut dyn Write) -> Result<(), Error> {
+/// Registers, three in a row.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn registers(frame: &ExceptionFrame, out: &mut dyn Write) -> Result<(), Error> {
     const COLUMNS: usize = 3;
     for row in frame.registers.chunks(COLUMNS) {
         let cells = row.iter().map(|register| {

@@ -131,6 +131,8 @@ impl Arm64Registers {
 struct Layout {
     /// The record that the entry code makes.
     record: u64,
+    /// All of it.
+    size: u64,
     /// From that record, what says which kind it is (struct frame_record_meta, 6.13 on).
     kind: Option<u64>,
     /// orig_x0 and syscallno.
@@ -145,7 +147,9 @@ impl Layout {
         let offset = |path| Some(kernel.field("pt_regs", path).ok()??.offset as u64);
         let record = offset("stackframe").unwrap_or(Layout::RECORD);
         let kind = offset("stackframe.type").and_then(|at| at.checked_sub(record));
-        Layout { record, kind, call: offset("orig_x0").zip(offset("syscallno")) }
+        let size = kernel.types().ok().and_then(|it| it.size_of(it.structure("pt_regs")?));
+        let size = size.map_or(record + 32, |size| size as u64);
+        Layout { record, size, kind, call: offset("orig_x0").zip(offset("syscallno")) }
     }
 }
 
@@ -229,6 +233,29 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         Ok(State { pc, kind, at: sp, record, used: sp.back(1), registers: None })
     }
 
+    fn begin(&self, start: Start<'_>) -> Result<Step, String> {
+        Ok(match start {
+            Start::Registers(raw) => {
+                let registers = Arm64Registers::parse(raw).ok_or("its registers are cut short")?;
+                from_exception(registers, registers.sp(), registers.sp().back(1))
+            }
+            Start::Task(task) => Step::To(self.saved(task)?, None),
+            Start::ReturnAddress(at) => {
+                // A frame record: the caller's x29, then the return address.
+                let memory = self.kernel().memory();
+                let lost = |error: ReadError| error.to_string();
+                let pc = self.unsigned(memory.u64(at).map_err(lost)?);
+                let record = memory.pointer(at.back(8)).map_err(lost)?;
+                let (kind, used) = (FrameKind::ReturnAddress, at.offset(7));
+                Step::To(State { pc, kind, at, record, used, registers: None }, None)
+            }
+            Start::Instruction(pc, record) => {
+                let (kind, used) = (FrameKind::Registers, record.back(1));
+                Step::To(State { pc, kind, at: record, record, used, registers: None }, None)
+            }
+        })
+    }
+
     fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
         if let Some(registers) = &state.registers {
             let (caller, by) = self.interrupted(registers);
@@ -271,7 +298,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         match kind {
             kind::FINAL => self.end(base).map(Step::End).map_err(lost),
             kind::PT_REGS => {
-                let registers = self.registers_at(base).map_err(lost)?;
+                let registers = self.registers_in(base).map_err(lost)?;
                 Ok(from_exception(registers, base, at.offset(15)))
             }
             other => Err(format!("the record at {at:#x} is of the unknown kind {other}")),
@@ -280,7 +307,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
 
     /// What is at the end of a stack: the registers with which the kernel was entered, if it was.
     fn end(&self, base: VirtAddr) -> Result<End, ReadError> {
-        match self.registers_at(base) {
+        match self.registers_in(base) {
             Ok(registers) if registers.user() => Ok(End::UserMode(registers.exception_frame(base))),
             Err(error) if error.is_lost() => Err(error),
             _ => Ok(End::KernelThread),
@@ -290,7 +317,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
     /// Whether the record at `at` is part of a struct pt_regs: then its two words are there twice,
     /// and the CPU was not in user mode. An error when the dump lacks what would tell.
     fn is_exception(&self, at: VirtAddr, record: VirtAddr, lr: u64) -> Result<bool, ReadError> {
-        match self.registers_at(at.back(self.layout.record)) {
+        match self.registers_in(at.back(self.layout.record)) {
             Ok(registers) => {
                 let same = registers.words[reg::FP] == record.0 && registers.words[reg::PC] == lr;
                 Ok(same && registers.words[reg::PSTATE] & LEVEL != 0)
@@ -300,7 +327,24 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         }
     }
 
-    fn registers_at(&self, base: VirtAddr) -> Result<Arm64Registers, ReadError> {
+    /// The registers of an exception of the kernel itself at `base`, if those are there.
+    fn exception_frame_at(&self, base: VirtAddr) -> Option<ExceptionFrame> {
+        let memory = self.kernel().memory();
+        let at = base.offset(self.layout.record);
+        let (record, lr) = (memory.pointer(at).ok()?, memory.u64(at.offset(8)).ok()?);
+        let is_one = match self.layout.kind {
+            Some(kind) => {
+                record.is_null() && lr == 0 && memory.u64(at.offset(kind)).ok()? == kind::PT_REGS
+            }
+            None => lr >> 63 == 1 && self.is_exception(at, record, lr).ok()?,
+        };
+        let registers = self.registers_in(base).ok()?;
+        // The upper half of PSTATE is reserved.
+        let plausible = is_one && registers.words[reg::PSTATE] >> 32 == 0;
+        plausible.then(|| registers.exception_frame(base))
+    }
+
+    fn registers_in(&self, base: VirtAddr) -> Result<Arm64Registers, ReadError> {
         let memory = self.kernel().memory();
         let raw = memory.bytes(base, REGISTERS * 8)?;
         let registers = Arm64Registers::parse(&raw).ok_or(ReadError::NotMapped(base))?;
@@ -449,25 +493,32 @@ impl Unwinder for Arm64Unwinder<'_, '_> {
         Stacks { list: found.into_iter().flatten().flatten().collect(), all }
     }
 
+    fn code_address(&self, word: u64) -> VirtAddr {
+        self.unsigned(word)
+    }
+
+    fn follows_a_call(&self, at: VirtAddr) -> bool {
+        self.call_before(at).is_some()
+    }
+
+    /// By the record that the entry code puts into struct pt_regs, which tells them for certain. The
+    /// registers of user mode are at the very end of a task's stack (kernel_entry in entry.S).
+    fn exception_frames(&self, stack: &Stack) -> Vec<ExceptionFrame> {
+        let size = self.layout.size;
+        let last = stack.end.back(size);
+        let bases = (stack.start.0..last.0).step_by(8).map(VirtAddr);
+        let mut found: Vec<_> = bases.filter_map(|base| self.exception_frame_at(base)).collect();
+        let entered = self.registers_in(last).ok().filter(Arm64Registers::user);
+        found.extend(entered.map(|registers| registers.exception_frame(last)));
+        found
+    }
+
     fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace {
-        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
-        let first = match start {
-            Start::Registers(raw) => {
-                let Some(registers) = Arm64Registers::parse(raw) else {
-                    return stuck("its registers are cut short".to_owned());
-                };
-                let sp = registers.sp();
-                match from_exception(registers, sp, sp.back(1)) {
-                    Step::End(end) => return Trace { frames: Vec::new(), end },
-                    Step::To(state, _) => state,
-                }
-            }
-            Start::Task(task) => match self.saved(task) {
-                Ok(state) => state,
-                Err(why) => return stuck(why),
-            },
-        };
-        self.follow(first, stacks)
+        match self.begin(start) {
+            Ok(Step::To(first, _)) => self.follow(first, stacks),
+            Ok(Step::End(end)) => Trace { frames: Vec::new(), end },
+            Err(why) => Trace { frames: Vec::new(), end: End::Stuck(why) },
+        }
     }
 }
 

@@ -13,7 +13,7 @@ mod x86_64;
 use crate::VirtAddr;
 use crate::kernel::machine::Machine;
 use crate::linux::Linux;
-use crate::linux::stacks::Stacks;
+use crate::linux::stacks::{Stack, Stacks};
 
 pub use aarch64::{Arm64Registers, Arm64Unwinder};
 pub use x86_64::{X86Registers, X86Unwinder};
@@ -60,6 +60,8 @@ pub enum CallerBy {
     CallSite,
     /// There are no tables for this code; it was taken to keep a frame pointer.
     FramePointer,
+    /// The next word up the stack that follows a call was taken: it may be left over from before.
+    Scan,
     /// It was interrupted while it had no frame record of its own (a leaf function, or one at its
     /// very start or end): the caller is in the link register.
     LinkRegister,
@@ -125,6 +127,10 @@ pub enum Start<'a> {
     Registers(&'a [u8]),
     /// From what the task at this address (struct task_struct) saved when it stopped running.
     Task(VirtAddr),
+    /// From the return address that lies at this place on a stack.
+    ReturnAddress(VirtAddr),
+    /// From an instruction with this stack pointer (arm64: this frame pointer); nothing else is known.
+    Instruction(VirtAddr, VirtAddr),
 }
 
 /// What an architecture knows of stacks.
@@ -138,6 +144,16 @@ pub trait Unwinder {
 
     /// Follows a stack from `start`. `stacks` are those that it may run on.
     fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace;
+
+    /// The address of code that a word of a stack may be.
+    fn code_address(&self, word: u64) -> VirtAddr;
+
+    /// Whether the instruction before `at` is a call.
+    fn follows_a_call(&self, at: VirtAddr) -> bool;
+
+    /// What on a stack looks like registers that an exception, an interrupt or a system call saved,
+    /// whether or not it is still in use.
+    fn exception_frames(&self, stack: &Stack) -> Vec<ExceptionFrame>;
 }
 
 /// The unwinder for the kernel's architecture.

@@ -36,6 +36,7 @@ mod reg {
     pub const DI: usize = 14;
     pub const IP: usize = 16;
     pub const CS: usize = 17;
+    pub const FLAGS: usize = 18;
     pub const SP: usize = 19;
 }
 
@@ -269,6 +270,22 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         Ok(State { pc, kind, sp, bp: Some(bp), registers: None })
     }
 
+    fn begin(&self, start: Start<'_>) -> Result<Step, String> {
+        let (pc, kind, sp) = match start {
+            Start::Registers(raw) => {
+                let registers = X86Registers::parse(raw).ok_or("its registers are cut short")?;
+                return Ok(from_exception(registers, registers.get(reg::BP), registers.sp()));
+            }
+            Start::Task(task) => return Ok(Step::To(self.saved(task)?, None)),
+            Start::ReturnAddress(at) => {
+                let pc = self.kernel().memory().pointer(at).map_err(|error| error.to_string())?;
+                (pc, FrameKind::ReturnAddress, at.offset(8))
+            }
+            Start::Instruction(pc, sp) => (pc, FrameKind::Registers, sp),
+        };
+        Ok(Step::To(State { pc, kind, sp, bp: None, registers: None }, None))
+    }
+
     fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
         let (rule, caller) = self.rule(state, frame.lookup_pc())?;
         frame.caller = caller;
@@ -413,7 +430,58 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
     Step::To(State { pc, kind, sp, bp, registers: Some(Box::new(registers)) }, Some(frame))
 }
 
+/// What looks like the registers of an exception, by what the hardware and the kernel always have there:
+/// selectors, fixed bits of RFLAGS (Intel SDM volume 1, 3.4.3), and addresses of the right kind.
+fn plausible(registers: &X86Registers, is_text: impl Fn(VirtAddr) -> bool) -> bool {
+    const FIXED: u64 = 1 << 1;
+    const NEVER: u64 = !0x0020_0fd7 & !(0x3f << 16) & !0x7000;
+    const KERNEL_CODE: u64 = 0x10;
+    const USER_CODE: [u64; 2] = [0x33, 0x23];
+    let word = |index: usize| registers.words[index];
+    // From 6.9 on the upper parts of the selectors hold other things (FRED).
+    let (code, flags) = (word(reg::CS) & 0xffff, word(reg::FLAGS));
+    if flags & FIXED == 0 || flags & NEVER != 0 {
+        return false;
+    }
+    let (pc, sp) = (registers.pc(), registers.sp());
+    match code {
+        KERNEL_CODE => sp.0 >> 63 == 1 && is_text(pc),
+        _ if USER_CODE.contains(&code) => sp.0 >> 56 == 0 && pc.0 >> 56 == 0 && pc.0 != 0,
+        _ => false,
+    }
+}
+
 impl Unwinder for X86Unwinder<'_, '_> {
+    fn code_address(&self, word: u64) -> VirtAddr {
+        VirtAddr(word)
+    }
+
+    /// `call` with a displacement (e8), or through a register or memory (ff /2), in all its lengths
+    /// (Intel SDM volume 2A, CALL).
+    fn follows_a_call(&self, at: VirtAddr) -> bool {
+        const LONGEST: usize = 7;
+        let Ok(code) = self.kernel().memory().bytes(at.back(LONGEST as u64), LONGEST) else {
+            return false;
+        };
+        let indirect = |length: usize| {
+            let code = &code[LONGEST - length..];
+            let (opcode, form) = if code[0] & 0xf0 == 0x40 { (1, 2) } else { (0, 1) };
+            code.get(opcode) == Some(&0xff) && code.get(form).is_some_and(|it| it >> 3 & 7 == 2)
+        };
+        code[LONGEST - 5] == 0xe8 || [2, 3, 4, 6, 7].into_iter().any(indirect)
+    }
+
+    fn exception_frames(&self, stack: &Stack) -> Vec<ExceptionFrame> {
+        let bytes = self.kernel().memory().bytes_up_to(stack.start, stack.size());
+        let is_text = |at: VirtAddr| self.linux.code(at).is_some();
+        let one = |(index, raw): (usize, &[u8])| {
+            let registers = X86Registers::parse(raw)?;
+            let at = stack.start.offset(index as u64 * 8);
+            plausible(&registers, is_text).then(|| registers.exception_frame(at))
+        };
+        bytes.windows(PT_REGS * 8).step_by(8).enumerate().filter_map(one).collect()
+    }
+
     fn cpu_stacks(&self, cpu: u32) -> Stacks {
         let (irq, exceptions) = (self.irq_stack(cpu), self.exception_stacks(cpu));
         let all = irq.is_ok() && exceptions.is_ok() && self.kernel().is_whole();
@@ -423,23 +491,11 @@ impl Unwinder for X86Unwinder<'_, '_> {
     }
 
     fn unwind(&self, start: Start<'_>, stacks: &Stacks) -> Trace {
-        let stuck = |why: String| Trace { frames: Vec::new(), end: End::Stuck(why) };
-        let first = match start {
-            Start::Registers(raw) => {
-                let Some(registers) = X86Registers::parse(raw) else {
-                    return stuck("its registers are cut short".to_owned());
-                };
-                match from_exception(registers, registers.get(reg::BP), registers.sp()) {
-                    Step::End(end) => return Trace { frames: Vec::new(), end },
-                    Step::To(state, _) => state,
-                }
-            }
-            Start::Task(task) => match self.saved(task) {
-                Ok(state) => state,
-                Err(why) => return stuck(why),
-            },
-        };
-        self.follow(first, stacks)
+        match self.begin(start) {
+            Ok(Step::To(first, _)) => self.follow(first, stacks),
+            Ok(Step::End(end)) => Trace { frames: Vec::new(), end },
+            Err(why) => Trace { frames: Vec::new(), end: End::Stuck(why) },
+        }
     }
 }
 

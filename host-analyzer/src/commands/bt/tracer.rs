@@ -1,63 +1,12 @@
-//! `bt`: what [`Options`] says.
+//! Backtraces of tasks and CPUs.
 
-use std::io::Write;
-
-use clap::Args;
-
-use crate::kernel::Kernel;
+use crate::VirtAddr;
 use crate::kernel::dwarf::SourceFrame;
-use crate::linux::printk::Log;
 use crate::linux::stacks::{Stack, Stacks};
-use crate::linux::task::{Task, TaskList};
+use crate::linux::task::Task;
 use crate::linux::{Linux, Place};
-use crate::render::text;
 use crate::source::Prstatus;
-use crate::unwind::{self, End, Frame, Start, Trace, Unwinder};
-use crate::{Error, VirtAddr};
-
-/// Backtraces of kernel stacks
-///
-/// Without a task, that of the task that crashed. Real registers come first: what the crashing and
-/// the stopped CPUs saved; for other tasks, what they saved when they stopped running. Frames are
-/// followed across interrupt and exception stacks to user mode. The number in brackets is where on
-/// the stack a frame's return address lies. With a vmlinux, functions that were inlined stand above
-/// the one they were inlined into, and each has its line.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// The tasks to show, by PID or address; none means the one that crashed.
-    #[arg(skip)]
-    pub tasks: Vec<TaskId>,
-    /// The tasks that were running, one per CPU
-    #[arg(short, long)]
-    pub all_cpus: bool,
-    /// Every task
-    #[arg(long, conflicts_with = "all_cpus")]
-    pub all_tasks: bool,
-}
-
-/// How a user names a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TaskId {
-    /// By PID; 0 names the idle tasks.
-    Pid(u32),
-    /// By the address of its struct task_struct.
-    Address(VirtAddr),
-}
-
-impl std::str::FromStr for TaskId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<TaskId, String> {
-        let hexadecimal = text.strip_prefix("0x").unwrap_or(text);
-        if let Ok(pid) = text.parse() {
-            return Ok(TaskId::Pid(pid));
-        }
-        match u64::from_str_radix(hexadecimal, 16) {
-            Ok(address) if address >> 63 == 1 => Ok(TaskId::Address(VirtAddr(address))),
-            _ => Err(format!("{text} is neither a PID nor the address of a task")),
-        }
-    }
-}
+use crate::unwind::{self, CallerBy, End, Frame, FrameKind, Start, Trace, Unwinder};
 
 /// Whose backtrace it is.
 #[derive(Clone, Debug)]
@@ -106,66 +55,8 @@ pub struct Row {
     pub left_stack: Option<String>,
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// [`Error::NoTask`], [`Error::NothingToShow`], [`Error::Output`].
-pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
-    text::completeness(kernel.dump(), out)?;
-    let linux = Linux::new(kernel);
-    let tracer = Tracer::new(&linux);
-    let one = !options.all_tasks && options.tasks.is_empty() && !options.all_cpus;
-    let (traces, problems) = if one { tracer.crashed() } else { chosen(&tracer, options)? };
-    if traces.is_empty() {
-        return Err(Error::NothingToShow(problems.join("; ")));
-    }
-    let panic = || Log::read(kernel).ok().and_then(|log| log.panic_line());
-    let panic = if one { panic() } else { None };
-    for trace in traces {
-        text::backtrace(&trace, panic.as_deref(), out)?;
-        if !one {
-            writeln!(out)?;
-        }
-    }
-    text::problems(&problems, out)
-}
-
 /// Backtraces, and what cannot be shown.
-type Traces = (Vec<Backtrace>, Vec<String>);
-
-fn chosen(tracer: &Tracer<'_, '_>, options: &Options) -> Result<Traces, Error> {
-    let linux = tracer.linux;
-    if options.all_tasks {
-        let list = linux.all_tasks()?;
-        return Ok((list.tasks.into_iter().map(|it| tracer.trace(it)).collect(), list.problems));
-    }
-    let (mut traces, mut problems) = match options.all_cpus {
-        true => tracer.all_cpus(),
-        false => (Vec::new(), Vec::new()),
-    };
-    let pids = options.tasks.iter().any(|id| matches!(id, TaskId::Pid(_)));
-    let list = if pids { linux.all_tasks()? } else { TaskList::default() };
-    for &id in &options.tasks {
-        match id {
-            TaskId::Address(address) => traces.push(match linux.task(address) {
-                Ok(task) => tracer.trace(task),
-                Err(error) => tracer.trace_torn(address, error.to_string()),
-            }),
-            TaskId::Pid(pid) => {
-                let named = list.tasks.iter().filter(|task| task.pid == pid);
-                let before = traces.len();
-                traces.extend(named.cloned().map(|task| tracer.trace(task)));
-                if traces.len() == before && list.problems.is_empty() {
-                    return Err(Error::NoTask(pid.to_string()));
-                } else if traces.len() == before {
-                    problems.push(format!("PID {pid}: it is not among the tasks that were found"));
-                }
-            }
-        }
-    }
-    problems.extend(list.problems);
-    Ok((traces, problems))
-}
+pub type Traces = (Vec<Backtrace>, Vec<String>);
 
 /// Makes backtraces of a kernel's tasks.
 pub struct Tracer<'k, 'd> {
@@ -192,6 +83,85 @@ impl<'k, 'd> Tracer<'k, 'd> {
         Tracer { lines: false, ..Tracer::new(linux) }
     }
 
+    /// What the tasks are tasks of.
+    #[must_use]
+    pub fn linux(&self) -> &'k Linux<'k, 'd> {
+        self.linux
+    }
+
+    /// What unwinds their stacks.
+    #[must_use]
+    pub fn unwinder(&self) -> &dyn Unwinder {
+        &*self.unwinder
+    }
+
+    /// The stacks that a task may have been on, its own first.
+    #[must_use]
+    pub fn stacks_of(&self, task: &Task) -> Stacks {
+        let mut stacks = self.unwinder.cpu_stacks(self.cpu_of(task.address).unwrap_or(task.cpu));
+        stacks.list.insert(0, self.linux.task_stack(task));
+        stacks
+    }
+
+    /// The backtrace of a task from where somebody chose to begin.
+    #[must_use]
+    pub fn trace_from(&self, task: Task, start: Start<'_>) -> Backtrace {
+        let running_on = self.cpu_of(task.address);
+        let stacks = self.stacks_of(&task);
+        let trace = self.unwinder.unwind(start, &stacks);
+        let rows = self.rows(trace.frames, &stacks);
+        Backtrace { owner: Owner::Task(task), running_on, rows, end: trace.end }
+    }
+
+    /// The same backtrace by another way: its first frame, then every word up the same stack, and up the
+    /// task's own one, that follows a call.
+    #[must_use]
+    pub fn scanned(&self, trace: Backtrace) -> Backtrace {
+        let Owner::Task(task) = &trace.owner else { return trace };
+        let Some(first) = trace.rows.into_iter().next() else {
+            return Backtrace { rows: Vec::new(), ..trace };
+        };
+        let stacks = self.stacks_of(task);
+        let mut ranges = Vec::new();
+        if let Some(stack) = stacks.with(first.frame.at) {
+            ranges.push((first.frame.at.offset(8), stack.end));
+        }
+        if let Some(own) = stacks.list.first().filter(|own| !own.holds(first.frame.at)) {
+            ranges.push((own.start, own.end));
+        }
+        let words = ranges.into_iter().flat_map(|(start, end)| self.words(start, end));
+        let frame = |(at, word): (VirtAddr, u64)| {
+            let pc = self.unwinder.code_address(word);
+            let known = self.linux.code(pc.back(1)).is_some();
+            let (kind, exception) = (FrameKind::ReturnAddress, None);
+            let caller = CallerBy::Scan;
+            (known && self.unwinder.follows_a_call(pc)).then_some(Frame {
+                pc,
+                kind,
+                at,
+                exception,
+                caller,
+            })
+        };
+        let frames = std::iter::once(first.frame).chain(words.filter_map(frame)).collect();
+        let rows = self.rows(frames, &stacks);
+        Backtrace { rows, ..trace }
+    }
+
+    /// The words from `start` to `end`, as far as they are in the dump, with their addresses.
+    pub fn words(
+        &self,
+        start: VirtAddr,
+        end: VirtAddr,
+    ) -> impl Iterator<Item = (VirtAddr, u64)> + use<> {
+        const MOST: u64 = 128 << 10;
+        let length = end.0.saturating_sub(start.0).min(MOST) as usize;
+        let bytes = self.linux.kernel().memory().bytes_up_to(start, length);
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).filter_map(|raw| crate::bytes::u64_at(raw, 0)).collect();
+        (0..).map(move |index| start.offset(index * 8)).zip(words)
+    }
+
     /// The backtrace of a task.
     #[must_use]
     pub fn trace(&self, task: Task) -> Backtrace {
@@ -207,7 +177,7 @@ impl<'k, 'd> Tracer<'k, 'd> {
     }
 
     /// The backtrace of a task of which only the address is known, and what it saved, perhaps.
-    fn trace_torn(&self, address: VirtAddr, why: String) -> Backtrace {
+    pub(super) fn trace_torn(&self, address: VirtAddr, why: String) -> Backtrace {
         let running_on = self.cpu_of(address);
         let stacks = Stacks::default();
         let trace = match running_on {
