@@ -4,20 +4,23 @@
 
 mod area;
 mod card;
+mod content;
 mod elf;
+mod flattened;
 mod map;
 mod notes;
+mod ranges;
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 pub use area::AreaInfo;
 pub use card::StoredCard;
+use content::Content;
 pub(crate) use elf::ELF64;
-pub use elf::ElfCore;
+use elf::ElfCore;
+use flattened::Records;
 pub use map::map;
 pub use notes::{NoteBook, Prstatus};
 
@@ -49,35 +52,81 @@ pub enum Completeness {
     Incomplete(String),
 }
 
+/// How a file holds a dump. `content` is that which the form was read from.
+trait Form {
+    /// ELF machine of the dead kernel.
+    fn machine(&self) -> u16;
+
+    /// The segments of notes.
+    fn notes(&self) -> Vec<&[u8]>;
+
+    /// Takes `gaps` out: memory that is zeros in the dump because nobody could read it. They are few.
+    fn leave_out(&mut self, gaps: &[Range<u64>]);
+
+    /// See [`Memory::run`].
+    fn run<'a>(
+        &'a self,
+        content: Content<'a>,
+        at: PhysAddr,
+        max: usize,
+    ) -> Result<Cow<'a, [u8]>, ReadError>;
+
+    /// See [`Memory::ranges`].
+    fn ranges(&self, content: Content<'_>) -> &[Range<u64>];
+
+    /// See [`Memory::linear`].
+    fn linear(&self, at: VirtAddr) -> Option<PhysAddr>;
+
+    /// Says what is missing, when something is.
+    fn problem(&self, content: Content<'_>) -> Option<String>;
+}
+
+/// The form of the dump in `content`.
+fn form_of(content: Content<'_>) -> Result<Box<dyn Form>, String> {
+    Ok(Box::new(ElfCore::parse(content)?))
+}
+
 /// An opened dump.
 pub struct Dump {
     path: PathBuf,
-    map: Mmap,
-    core: ElfCore,
+    file: Box<dyn AsRef<[u8]>>,
     area: Option<AreaInfo>,
+    records: Option<Records>,
+    form: Box<dyn Form>,
 }
 
 impl Dump {
-    /// Opens the ELF core in `path`, or in the reserved area on or in `path`.
+    /// Opens the dump in `path`, or in the reserved area on or in `path`.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NotADump`] with what it was found to be, [`Error::EmptyArea`].
     pub fn open(path: &Path) -> Result<Dump, Error> {
-        let map = map::map(path)?;
-        let area = area::find(&map);
+        Dump::of(path, Box::new(map::map(path)?))
+    }
+
+    /// Opens the dump whose file would hold `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::NotADump`], [`Error::EmptyArea`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Dump, Error> {
+        Dump::of(Path::new("(in memory)"), Box::new(bytes))
+    }
+
+    fn of(path: &Path, file: Box<dyn AsRef<[u8]>>) -> Result<Dump, Error> {
+        let area = area::find((*file).as_ref());
         if area.as_ref().is_some_and(AreaInfo::is_empty) {
             return Err(Error::EmptyArea { path: path.to_owned() });
         }
-        let bytes = match &area {
-            Some(area) => &map[area.core.clone()],
-            None => &map[..],
-        };
         let not_a_dump = |reason| Error::NotADump { path: path.to_owned(), reason };
-        let mut core = ElfCore::parse(bytes).map_err(not_a_dump)?;
-        if let Some(record) = NoteBook::parse(core.notes(bytes)).record {
-            core.leave_out(record.unreadable());
+        let bytes = part((*file).as_ref(), area.as_ref());
+        let records = Records::are_in(bytes).then(|| Records::parse(bytes)).transpose();
+        let records = records.map_err(not_a_dump)?;
+        let form = form_of(content(bytes, records.as_ref())).map_err(not_a_dump)?;
+        let mut dump = Dump { path: path.to_owned(), file, area, records, form };
+        if let Some(record) = dump.notes().record {
+            dump.form.leave_out(&record.unreadable().collect::<Vec<_>>());
         }
-        Ok(Dump { path: path.to_owned(), map, core, area })
+        Ok(dump)
     }
 
     /// The file that was opened.
@@ -95,23 +144,25 @@ impl Dump {
     /// ELF machine of the dead kernel (62 is x86_64, 183 aarch64).
     #[must_use]
     pub fn machine(&self) -> u16 {
-        self.core.machine()
+        self.form.machine()
     }
 
-    /// The notes of the core.
+    /// The notes of the dump.
     #[must_use]
     pub fn notes(&self) -> NoteBook<'_> {
-        NoteBook::parse(self.core.notes(self.core_bytes()))
+        NoteBook::parse(self.form.notes().into_iter())
     }
 
     /// Whether all of the dump is there, by its own flags and by the length of the file.
     #[must_use]
     pub fn completeness(&self) -> Completeness {
         let area = self.area.as_ref().and_then(AreaInfo::problem);
-        let core = self.core.problem(self.core_bytes().len());
+        let records = self.records.as_ref().and_then(Records::problem);
+        let form = self.form.problem(self.content());
         let record = self.notes().record.filter(|record| record.complete.get() != 1);
         let note = record.map(|_| "the payload's own note says that it did not finish".to_owned());
-        let reasons: Vec<String> = area.into_iter().chain(core).chain(note).collect();
+        let reasons: Vec<String> =
+            area.into_iter().chain(records).chain(form).chain(note).collect();
         if reasons.is_empty() {
             Completeness::Complete
         } else {
@@ -119,24 +170,30 @@ impl Dump {
         }
     }
 
-    fn core_bytes(&self) -> &[u8] {
-        match &self.area {
-            Some(area) => &self.map[area.core.clone()],
-            None => &self.map[..],
-        }
+    fn content(&self) -> Content<'_> {
+        content(part((*self.file).as_ref(), self.area.as_ref()), self.records.as_ref())
     }
+}
+
+/// What of a file is the dump.
+fn part<'a>(file: &'a [u8], area: Option<&AreaInfo>) -> &'a [u8] {
+    area.map_or(file, |area| file.get(area.core.clone()).unwrap_or_default())
+}
+
+fn content<'a>(bytes: &'a [u8], records: Option<&'a Records>) -> Content<'a> {
+    records.map_or(Content::plain(bytes), |records| Content::flattened(bytes, records))
 }
 
 impl Memory for Dump {
     fn run(&self, at: PhysAddr, max: usize) -> Result<Cow<'_, [u8]>, ReadError> {
-        self.core.run(self.core_bytes(), at, max).map(Cow::Borrowed)
+        self.form.run(self.content(), at, max)
     }
 
     fn ranges(&self) -> &[Range<u64>] {
-        self.core.ranges()
+        self.form.ranges(self.content())
     }
 
     fn linear(&self, at: VirtAddr) -> Option<PhysAddr> {
-        self.core.linear(at)
+        self.form.linear(at)
     }
 }
