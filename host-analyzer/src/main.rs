@@ -38,7 +38,8 @@ enum Command {
 
 #[derive(Args)]
 struct Files {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
+    /// ELF core or kdump-compressed file, flattened or not, or a reserved area: a disk, a partition, or
+    /// an image of one
     dump: PathBuf,
     /// The kernel's vmlinux with debug information
     vmlinux: Option<PathBuf>,
@@ -46,7 +47,8 @@ struct Files {
 
 #[derive(Args)]
 struct BtArgs {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
+    /// ELF core or kdump-compressed file, flattened or not, or a reserved area: a disk, a partition, or
+    /// an image of one
     dump: PathBuf,
     /// The kernel's vmlinux with debug information, then tasks by PID or address
     #[arg(value_name = "VMLINUX | TASK")]
@@ -73,7 +75,8 @@ struct ModArgs {
 
 #[derive(Args)]
 struct PsArgs {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
+    /// ELF core or kdump-compressed file, flattened or not, or a reserved area: a disk, a partition, or
+    /// an image of one
     dump: PathBuf,
     /// The kernel's vmlinux (an existing file), then tasks by PID, address or name
     #[arg(value_name = "VMLINUX | TASK")]

@@ -4,6 +4,7 @@
 
 mod area;
 mod card;
+mod compressed;
 mod content;
 mod elf;
 mod flattened;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use area::AreaInfo;
 pub use card::StoredCard;
+use compressed::Compressed;
 use content::Content;
 pub(crate) use elf::ELF64;
 use elf::ElfCore;
@@ -32,7 +34,8 @@ pub trait Memory {
     /// at least one.
     ///
     /// # Errors
-    /// [`ReadError::NotInDump`] when not even the first one is there.
+    /// [`ReadError::NotInDump`], [`ReadError::LeftOut`] or [`ReadError::Damaged`] when not even the first
+    /// one is there.
     fn run(&self, at: PhysAddr, max: usize) -> Result<Cow<'_, [u8]>, ReadError>;
 
     /// The ranges of physical memory that the dump holds, sorted, not overlapping.
@@ -60,6 +63,11 @@ trait Form {
     /// The segments of notes.
     fn notes(&self) -> Vec<&[u8]>;
 
+    /// VMCOREINFO, where it is beside the notes too.
+    fn vmcoreinfo(&self) -> Option<&[u8]> {
+        None
+    }
+
     /// Takes `gaps` out: memory that is zeros in the dump because nobody could read it. They are few.
     fn leave_out(&mut self, gaps: &[Range<u64>]);
 
@@ -81,9 +89,12 @@ trait Form {
     fn problem(&self, content: Content<'_>) -> Option<String>;
 }
 
-/// The form of the dump in `content`.
+/// The form of the dump in `content`, which its first bytes tell.
 fn form_of(content: Content<'_>) -> Result<Box<dyn Form>, String> {
-    Ok(Box::new(ElfCore::parse(content)?))
+    Ok(match Compressed::is_in(content) {
+        true => Box::new(Compressed::parse(content)?),
+        false => Box::new(ElfCore::parse(content)?),
+    })
 }
 
 /// An opened dump.
@@ -150,7 +161,9 @@ impl Dump {
     /// The notes of the dump.
     #[must_use]
     pub fn notes(&self) -> NoteBook<'_> {
-        NoteBook::parse(self.form.notes().into_iter())
+        let mut book = NoteBook::parse(self.form.notes().into_iter());
+        book.vmcoreinfo = book.vmcoreinfo.or(self.form.vmcoreinfo());
+        book
     }
 
     /// Whether all of the dump is there, by its own flags and by the length of the file.
