@@ -161,6 +161,9 @@ fn with_kernel(
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
     }
+    if let Some(how) = kernel.scanned() {
+        eprintln!("host-analyzer: {how}");
+    }
     let outcome = command(&kernel);
     let borrowed = kernel.borrowed();
     if !borrowed.is_empty() {

@@ -190,6 +190,15 @@ impl Form for ElfCore {
         &self.ranges
     }
 
+    fn stored(&self, _: Content<'_>) -> Vec<Range<u64>> {
+        let pieces = self.pieces.iter().filter_map(|piece| {
+            let segment = self.segments.get(piece.segment as usize)?;
+            let end = segment.phys.start.saturating_add(segment.stored).min(piece.phys.end);
+            (piece.phys.start < end).then_some(piece.phys.start..end)
+        });
+        merge(pieces)
+    }
+
     /// By the program headers alone.
     fn linear(&self, at: VirtAddr) -> Option<PhysAddr> {
         let segment = |&index: &u32| self.segments.get(index as usize);
@@ -312,6 +321,8 @@ mod tests {
     fn what_a_segment_does_not_store_reads_as_zeros() {
         let core = elf_core(0, false, &two_pages());
         assert_eq!(read(&core, 0x9000, 3), Ok(vec![0; 3]));
+        let stored = parse(&core).unwrap().stored(Content::plain(&core));
+        assert_eq!(stored, [0x1000..0x2000, 0x8000..0x9000]);
         assert!(read(&core, 0xa000, 1).is_err());
     }
 
