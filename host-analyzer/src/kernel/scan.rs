@@ -21,6 +21,9 @@ const BEGIN: &[u8] = b"OSRELEASE=";
 const PAGE: usize = 4096;
 const MAX_TEXT: usize = 64 << 10;
 
+/// How much is looked at together, in bytes.
+const STEP: u64 = 1 << 20;
+
 /// Where the release is in `struct new_utsname` (include/uapi/linux/utsname.h).
 const RELEASE: u64 = 2 * 65;
 
@@ -96,8 +99,8 @@ fn each_page(memory: &dyn Memory, mut visit: impl FnMut(PhysAddr, &[u8])) {
     for range in memory.stored() {
         let mut at = range.start;
         while at < range.end {
-            let max = usize::try_from(range.end - at).unwrap_or(usize::MAX);
-            let Ok(run) = memory.run(PhysAddr(at), max) else {
+            let max = (range.end - at).min(STEP);
+            let Ok(run) = memory.run(PhysAddr(at), max as usize) else {
                 // A page that cannot be unpacked.
                 at = (at - at % PAGE as u64).saturating_add(PAGE as u64);
                 continue;

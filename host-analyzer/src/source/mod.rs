@@ -30,8 +30,8 @@ use crate::{Error, PhysAddr, ReadError, VirtAddr};
 
 /// The physical memory of the dead machine.
 pub trait Memory {
-    /// The bytes from `at` on, as far as they lie together in the dump, at most `max` of them and
-    /// at least one.
+    /// The bytes from `at` on, as far as the dump has them without a gap, at most `max` of them and at least
+    /// one. Of very many it may give fewer.
     ///
     /// # Errors
     /// [`ReadError::NotInDump`], [`ReadError::LeftOut`] or [`ReadError::Damaged`] when not even the first
@@ -61,6 +61,10 @@ pub enum Completeness {
     Incomplete(String),
 }
 
+/// How much is put together that is not together in the file, in bytes: as much as a kernel's image, which
+/// is searched for what may lie anywhere in it.
+const TOGETHER: usize = 64 << 20;
+
 /// How a file holds a dump. `content` is that which the form was read from.
 trait Form {
     /// ELF machine of the dead kernel.
@@ -77,7 +81,7 @@ trait Form {
     /// Takes `gaps` out: memory that is zeros in the dump because nobody could read it. They are few.
     fn leave_out(&mut self, gaps: &[Range<u64>]);
 
-    /// See [`Memory::run`].
+    /// See [`Memory::run`], but it may end where the file has what follows elsewhere.
     fn run<'a>(
         &'a self,
         content: Content<'a>,
@@ -210,7 +214,19 @@ fn content<'a>(bytes: &'a [u8], records: Option<&'a Records>) -> Content<'a> {
 
 impl Memory for Dump {
     fn run(&self, at: PhysAddr, max: usize) -> Result<Cow<'_, [u8]>, ReadError> {
-        self.form.run(self.content(), at, max)
+        let run = |at, max| self.form.run(self.content(), at, max);
+        let first = run(at, max)?;
+        let max = max.min(TOGETHER);
+        let following = |got: usize| {
+            let here = at.0.checked_add(got as u64).filter(|_| got < max)?;
+            run(PhysAddr(here), max - got).ok()
+        };
+        let Some(second) = following(first.len()) else { return Ok(first) };
+        let mut all = [first, second].concat();
+        while let Some(next) = following(all.len()) {
+            all.extend_from_slice(&next);
+        }
+        Ok(Cow::Owned(all))
     }
 
     fn ranges(&self) -> &[Range<u64>] {

@@ -113,7 +113,9 @@ fn pages_are_found_by_their_bits_and_unpacked_by_their_flags() {
     for (number, _) in Made::default().pages {
         assert_eq!(whole(&dump, number).unwrap(), page(number), "page {number}");
     }
-    assert_eq!(read(&dump, 0x1ffe, 100), Ok(vec![1 ^ 15; 2]), "a run ends with its page");
+    let across = [vec![1 ^ 15; 2], vec![2; 98]].concat();
+    assert_eq!(read(&dump, 0x1ffe, 100), Ok(across), "memory that is together is read together");
+    assert_eq!(read(&dump, 0x3ffe, 100), Ok(vec![3 ^ 15; 2]));
     assert_eq!(dump.ranges(), [0x1000..0x4000, 0x9000..0xb000, 0x3f000..0x40000]);
     assert_eq!(reason(&dump), "");
     assert_eq!(dump.machine(), 62);
