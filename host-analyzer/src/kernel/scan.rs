@@ -94,9 +94,9 @@ pub fn scan(machine: Machine, memory: &dyn Memory) -> Result<Found, Error> {
     }
 }
 
-/// Shows every page that the dump stores, and as much as lies with it, to `visit`.
+/// Shows every page that the dump has, and as much as lies with it, to `visit`.
 fn each_page(memory: &dyn Memory, mut visit: impl FnMut(PhysAddr, &[u8])) {
-    for range in memory.stored() {
+    for range in memory.ranges() {
         let mut at = range.start;
         while at < range.end {
             let max = (range.end - at).min(STEP);

@@ -2,6 +2,10 @@
 //!
 //! The program headers are an allegation: a segment that lies outside the file is cut to what is
 //! there, and the dump is called incomplete.
+//!
+//! What a segment has of memory and not in the file (`p_filesz` below `p_memsz`) would be zeros in a program.
+//! Here it is memory that was left out: makedumpfile -E ends its segments so, whatever it left out, and QEMU
+//! writes such headers for memory that it was told not to dump.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -36,20 +40,17 @@ const SECTION_HEADER: usize = 64;
 /// Notes of 8192 CPUs are a few MiB; all segments of them together are not read beyond this.
 const MAX_NOTES: u64 = 64 << 20;
 
-/// What a hole in a page reads as: `p_filesz < p_memsz` means zeros.
-static ZEROS: [u8; 4096] = [0; 4096];
-
 /// One PT_LOAD, cut to the file.
 #[derive(Clone, Debug)]
 struct Segment {
-    /// Physical addresses it holds.
+    /// Physical addresses whose bytes it has.
     phys: Range<u64>,
     /// Virtual address of its first byte; 0 when the dump does not say.
     virt: u64,
+    /// How many bytes it has in memory: not fewer than in the file.
+    size: u64,
     /// Where its bytes are in the file.
     file: u64,
-    /// How many of its bytes are in the file; the rest reads as zeros.
-    stored: u64,
 }
 
 /// A stretch of physical memory and the segment that it is read from.
@@ -72,6 +73,8 @@ pub(super) struct ElfCore {
     /// Segments with virtual addresses, sorted by these.
     by_virt: Vec<u32>,
     ranges: Vec<Range<u64>>,
+    /// The memory that the segments speak of, whether they have its bytes or not.
+    known: Vec<Range<u64>>,
     /// Where the file ends by its headers. Segments may share bytes (the kernel's text does), so
     /// their sizes say nothing about it.
     promised_end: u64,
@@ -100,13 +103,14 @@ impl ElfCore {
             pieces: Vec::new(),
             by_virt: Vec::new(),
             ranges: Vec::new(),
+            known: Vec::new(),
             promised_end: 0,
             headers_missing: promised - count as u64,
         };
         for header in &headers {
             core.add(header, content);
         }
-        if core.segments.is_empty() {
+        if core.segments.iter().all(|segment| segment.phys.is_empty()) {
             return Err("an ELF core without any memory in it".to_owned());
         }
         core.segments.sort_by_key(|segment| (segment.phys.start, u64::MAX - segment.phys.end));
@@ -114,7 +118,11 @@ impl ElfCore {
         let mapped = core.segments.iter().enumerate().filter(|(_, segment)| segment.virt != 0);
         core.by_virt = mapped.map(|(index, _)| index as u32).collect();
         core.by_virt.sort_by_key(|&index| core.segments[index as usize].virt);
-        core.ranges = merge(core.segments.iter().map(|segment| segment.phys.clone()));
+        core.ranges = merge(core.pieces.iter().map(|piece| piece.phys.clone()));
+        core.known =
+            merge(core.segments.iter().map(|segment| {
+                segment.phys.start..segment.phys.start.saturating_add(segment.size)
+            }));
         Ok(core)
     }
 
@@ -132,17 +140,27 @@ impl ElfCore {
                 self.notes.push(content.read_up_to(start, size).into_owned());
             }
             PT_LOAD => {
-                // Bytes that were cut off are not zeros: the segment ends with the file.
+                let phys = header.p_paddr..header.p_paddr.saturating_add(stored);
+                // Bytes that were cut off were not left out: the segment ends with the file.
                 let cut = stored < header.p_filesz;
                 let size = if cut { stored } else { header.p_memsz.max(stored) };
-                let end = header.p_paddr.saturating_add(size);
-                if end > header.p_paddr {
-                    let phys = header.p_paddr..end;
+                if size > 0 {
                     let (virt, file) = (header.p_vaddr, start);
-                    self.segments.push(Segment { phys, virt, file, stored });
+                    self.segments.push(Segment { phys, virt, size, file });
                 }
             }
             _ => {}
+        }
+    }
+}
+
+impl ElfCore {
+    /// Why no segment has bytes of `at`.
+    fn missing(&self, at: PhysAddr) -> ReadError {
+        let index = self.known.partition_point(|range| range.end <= at.0);
+        match self.known.get(index).is_some_and(|range| range.contains(&at.0)) {
+            true => ReadError::LeftOut(at),
+            false => ReadError::NotInDump(at),
         }
     }
 }
@@ -164,7 +182,9 @@ impl Form for ElfCore {
             });
             self.pieces = pieces.collect();
         }
-        self.ranges = without_all(std::mem::take(&mut self.ranges), gaps);
+        for ranges in [&mut self.ranges, &mut self.known] {
+            *ranges = without_all(std::mem::take(ranges), gaps);
+        }
     }
 
     fn run<'a>(
@@ -173,30 +193,18 @@ impl Form for ElfCore {
         at: PhysAddr,
         max: usize,
     ) -> Result<Cow<'a, [u8]>, ReadError> {
-        let missing = ReadError::NotInDump(at);
         let index = self.pieces.partition_point(|piece| piece.phys.end <= at.0);
-        let piece = self.pieces.get(index).filter(|it| it.phys.contains(&at.0)).ok_or(missing)?;
+        let piece = self.pieces.get(index).filter(|it| it.phys.contains(&at.0));
+        let piece = piece.ok_or_else(|| self.missing(at))?;
+        let missing = ReadError::NotInDump(at);
         let segment = self.segments.get(piece.segment as usize).ok_or(missing)?;
-        let skip = at.0 - segment.phys.start;
         let left = usize::try_from(piece.phys.end - at.0).unwrap_or(usize::MAX).min(max);
-        if skip >= segment.stored {
-            return Ok(Cow::Borrowed(&ZEROS[..left.min(ZEROS.len())]));
-        }
-        let left = left.min((segment.stored - skip) as usize);
-        content.run(segment.file + skip, left).map(Cow::Borrowed).ok_or(missing)
+        let place = segment.file + (at.0 - segment.phys.start);
+        content.run(place, left).map(Cow::Borrowed).ok_or(missing)
     }
 
     fn ranges(&self, _: Content<'_>) -> &[Range<u64>] {
         &self.ranges
-    }
-
-    fn stored(&self, _: Content<'_>) -> Vec<Range<u64>> {
-        let pieces = self.pieces.iter().filter_map(|piece| {
-            let segment = self.segments.get(piece.segment as usize)?;
-            let end = segment.phys.start.saturating_add(segment.stored).min(piece.phys.end);
-            (piece.phys.start < end).then_some(piece.phys.start..end)
-        });
-        merge(pieces)
     }
 
     /// By the program headers alone.
@@ -206,8 +214,7 @@ impl Form for ElfCore {
         let after = self.by_virt.partition_point(begins_before);
         let segment = segment(self.by_virt.get(after.checked_sub(1)?)?)?;
         let skip = at.0.checked_sub(segment.virt)?;
-        let inside = skip < segment.phys.end - segment.phys.start;
-        inside.then(|| PhysAddr(segment.phys.start + skip))
+        (skip < segment.size).then(|| PhysAddr(segment.phys.start).offset(skip))
     }
 
     fn problem(&self, content: Content<'_>) -> Option<String> {
@@ -314,32 +321,34 @@ mod tests {
         assert_eq!(read(&core, 0x1ffe, 100), Ok(vec![1, 1]));
         assert_eq!(read(&core, 0x8000, 1), Ok(vec![2]));
         assert_eq!(read(&core, 0x2000, 1), Err(ReadError::NotInDump(PhysAddr(0x2000))));
-        assert_eq!(parse(&core).unwrap().ranges, [0x1000..0x2000, 0x8000..0xa000]);
+        assert_eq!(parse(&core).unwrap().ranges, [0x1000..0x2000, 0x8000..0x9000]);
     }
 
     #[test]
-    fn what_a_segment_does_not_store_reads_as_zeros() {
+    fn what_a_segment_does_not_store_was_left_out_and_is_not_zeros() {
         let core = elf_core(0, false, &two_pages());
-        assert_eq!(read(&core, 0x9000, 3), Ok(vec![0; 3]));
-        let stored = parse(&core).unwrap().stored(Content::plain(&core));
-        assert_eq!(stored, [0x1000..0x2000, 0x8000..0x9000]);
-        assert!(read(&core, 0xa000, 1).is_err());
+        assert_eq!(read(&core, 0x8fff, 9), Ok(vec![2]));
+        assert_eq!(read(&core, 0x9000, 3), Err(ReadError::LeftOut(PhysAddr(0x9000))));
+        assert_eq!(read(&core, 0xa000, 1), Err(ReadError::NotInDump(PhysAddr(0xa000))));
+        // Where another segment has it, that one counts, however they lie.
+        let empty = Part { memory_size: 0x3000, ..Part::load(0x8000, &[]) };
+        let parts = [Part::load(0x8000, &[1; 8192]), Part::load(0x8000, &[2; 4096]), empty];
+        assert_eq!(read(&elf_core(0, false, &parts), 0x9000, 2), Ok(vec![1, 1]));
     }
 
     #[test]
     fn memory_that_nobody_could_read_is_missing_and_not_zeros() {
         let core = elf_core(0, false, &two_pages());
         let mut index = parse(&core).unwrap();
-        index.leave_out(&[0x1800..0x8800, 0x9000..0x9001]);
-        assert_eq!(index.ranges, [0x1000..0x1800, 0x8800..0x9000, 0x9001..0xa000]);
+        index.leave_out(&[0x1800..0x8800, 0x8fff..0x9000]);
+        assert_eq!(index.ranges, [0x1000..0x1800, 0x8800..0x8fff]);
         let content = Content::plain(&core);
         let read = |at, max| index.run(content, PhysAddr(at), max).map(Cow::into_owned);
         assert_eq!(read(0x17fe, 100), Ok(vec![1, 1]));
         assert_eq!(read(0x8800, 2), Ok(vec![2, 2]));
-        for at in [0x1800, 0x1fff, 0x8000, 0x87ff, 0x9000] {
+        for at in [0x1800, 0x1fff, 0x8000, 0x87ff, 0x8fff] {
             assert_eq!(read(at, 1), Err(ReadError::NotInDump(PhysAddr(at))));
         }
-        assert_eq!(read(0x9001, 1), Ok(vec![0]));
     }
 
     #[test]
@@ -384,14 +393,13 @@ mod tests {
         parts.extend((0..COUNT).rev().map(|it| Part::load(it << 13, &(it as u32).to_le_bytes())));
         let core = elf_core(1, true, &parts);
         let index = parse(&core).unwrap();
-        assert_eq!(index.ranges.len(), 1);
+        assert_eq!(index.ranges.len(), COUNT as usize);
         for page in 0..COUNT {
             let bytes = index.run(Content::plain(&core), PhysAddr(page << 13), 100).unwrap();
             assert_eq!(*bytes, (page as u32).to_le_bytes());
-            assert_eq!(
-                index.run(Content::plain(&core), PhysAddr((page << 13) + 4), 1),
-                Ok(Cow::from(&[0][..]))
-            );
+            let behind = PhysAddr((page << 13) + 4);
+            let found = index.run(Content::plain(&core), behind, 1);
+            assert_eq!(found, Err(ReadError::LeftOut(behind)));
             let virt = VirtAddr((page << 13) + 1);
             assert_eq!(index.linear(virt), Some(PhysAddr(virt.0)).filter(|_| page != 0));
         }

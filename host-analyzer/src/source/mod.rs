@@ -41,12 +41,6 @@ pub trait Memory {
     /// The ranges of physical memory that the dump holds, sorted, not overlapping.
     fn ranges(&self) -> &[Range<u64>];
 
-    /// What of these ranges the dump has bytes of: all the rest is zeros, and may be more than anybody has
-    /// time to look through.
-    fn stored(&self) -> Vec<Range<u64>> {
-        self.ranges().to_vec()
-    }
-
     /// The physical address that the dump itself (not the page tables) gives for a virtual one: a
     /// last resort when page tables are missing.
     fn linear(&self, at: VirtAddr) -> Option<PhysAddr>;
@@ -91,11 +85,6 @@ trait Form {
 
     /// See [`Memory::ranges`].
     fn ranges(&self, content: Content<'_>) -> &[Range<u64>];
-
-    /// See [`Memory::stored`].
-    fn stored(&self, content: Content<'_>) -> Vec<Range<u64>> {
-        self.ranges(content).to_vec()
-    }
 
     /// See [`Memory::linear`].
     fn linear(&self, at: VirtAddr) -> Option<PhysAddr>;
@@ -231,10 +220,6 @@ impl Memory for Dump {
 
     fn ranges(&self) -> &[Range<u64>] {
         self.form.ranges(self.content())
-    }
-
-    fn stored(&self) -> Vec<Range<u64>> {
-        self.form.stored(self.content())
     }
 
     fn linear(&self, at: VirtAddr) -> Option<PhysAddr> {
