@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
+use host_analyzer::PhysAddr;
+use host_analyzer::source::{Dump, Memory};
 use serde_json::json;
 use tests::crash::{Crashed, analyzer, bench, directory, once};
 use tests::{peers, stories};
@@ -84,6 +86,24 @@ fn ensure_same(form: &str, ours: &[String], theirs: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Fails unless all that `ours` has of the memory is as in `theirs`; says how many bytes that is.
+fn ensure_same_memory(form: &str, ours: &Path, theirs: &Path) -> Result<u64> {
+    let (ours, theirs) = (Dump::open(ours)?, Dump::open(theirs)?);
+    let mut size = 0;
+    for range in ours.ranges() {
+        let mut at = range.start;
+        while at < range.end {
+            let run = ours.run(PhysAddr(at), (range.end - at).min(1 << 20) as usize)?;
+            let expected = theirs.run(PhysAddr(at), run.len())?;
+            let same = run[..expected.len()] == expected[..];
+            ensure!(same, "{form}: memory from {at:#x} on differs");
+            at += expected.len() as u64;
+            size += expected.len() as u64;
+        }
+    }
+    Ok(size)
+}
+
 fn every_form_by_makedumpfile_says_what_the_core_says(arch: &'static str) -> Result<()> {
     let crash = crash(arch)?;
     let expected = answers(&crash.dump)?;
@@ -104,7 +124,11 @@ fn every_form_by_makedumpfile_says_what_the_core_says(arch: &'static str) -> Res
     let file = crash.directory.join("converted");
     for options in forms {
         peers::convert(&crash.fixtures, options, &crash.dump, &file)?;
-        ensure_same(&options.join(" "), &answers(&file)?, &expected)?;
+        let form = options.join(" ");
+        ensure_same(&form, &answers(&file)?, &expected)?;
+        let size = ensure_same_memory(&form, &file, &crash.dump)?;
+        let is_filtered = options.contains(&"-d");
+        ensure!(size > if is_filtered { 16 << 20 } else { 240 << 20 }, "{form}: {size} bytes");
         std::fs::remove_file(&file)?;
     }
     Ok(())
