@@ -266,7 +266,7 @@ fn pieces(segments: &[Segment]) -> Vec<Piece> {
 
 fn parse_header(bytes: &[u8]) -> Result<Header, String> {
     if !bytes.starts_with(ELFMAG) {
-        return Err("it has neither an ELF header nor a reservation mark".to_owned());
+        return Err("it begins neither as an ELF nor as a kdump-compressed file, and has no reservation mark".to_owned());
     }
     if bytes.get(EI_CLASS) != Some(&ELFCLASS64) || bytes.get(EI_DATA) != Some(&ELFDATA2LSB) {
         return Err("an ELF file that is not 64-bit little-endian".to_owned());

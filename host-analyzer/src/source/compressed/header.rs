@@ -101,9 +101,10 @@ impl Header {
         })
     }
 
-    /// Whether a page that was left out was one of zeros for certain: when no others were.
+    /// Whether a page that was left out was one of zeros for certain: when no others were, and whoever wrote
+    /// it came to its end.
     pub fn leaves_out_only_zeros(&self) -> bool {
-        self.level == ZEROS
+        self.level == ZEROS && !self.is_incomplete
     }
 }
 

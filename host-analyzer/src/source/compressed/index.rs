@@ -47,7 +47,7 @@ impl Index {
 
     /// The number of the descriptor of `page`, if it has one.
     pub fn number(&self, page: u64, content: Content<'_>) -> Option<u64> {
-        let is_set = self.pages.contains(&page) && is_set(self.bitmap, page, content);
+        let is_set = self.pages.contains(&page) && bit(self.bitmap, page, content) == Some(true);
         is_set.then(|| self.rank(page, content).saturating_sub(self.first))
     }
 
@@ -83,10 +83,10 @@ impl Index {
     }
 }
 
-/// Whether the bit of `page` in the bitmap at `bitmap` is set.
-pub(super) fn is_set(bitmap: u64, page: u64, content: Content<'_>) -> bool {
-    let byte = bitmap.checked_add(page / 8).and_then(|at| content.run(at, 1));
-    byte.is_some_and(|byte| byte[0] >> (page % 8) & 1 == 1)
+/// The bit of `page` in the bitmap at `bitmap`, if that was written and is in the file.
+pub(super) fn bit(bitmap: u64, page: u64, content: Content<'_>) -> Option<bool> {
+    let byte = content.run(bitmap.checked_add(page / 8)?, 1)?;
+    Some(byte.first()? >> (page % 8) & 1 == 1)
 }
 
 fn ones(bits: &[u8]) -> u64 {

@@ -91,12 +91,10 @@ impl Compressed {
     fn unpack(&self, page: u64, at: PhysAddr, content: Content<'_>) -> Result<Vec<u8>, ReadError> {
         let size = self.header.page_size as usize;
         let Some(number) = self.index.number(page, content) else {
-            let bitmap = self.header.bitmap - self.header.bitmap_size;
-            let exists = page < self.header.pages && index::is_set(bitmap, page, content);
-            return match exists {
+            return match self.was_left_out(page, content) {
                 true if self.header.leaves_out_only_zeros() => Ok(vec![0; size]),
-                true if self.header.part.is_none() => Err(ReadError::LeftOut(at)),
-                _ => Err(ReadError::NotInDump(at)),
+                true => Err(ReadError::LeftOut(at)),
+                false => Err(ReadError::NotInDump(at)),
             };
         };
         let found = self.descriptor(number, content).ok_or(ReadError::NotInDump(at))?;
@@ -105,6 +103,15 @@ impl Compressed {
         let packed = packed.and_then(|packed| content.read(found.offset, packed));
         let page = packed.and_then(|packed| codec::unpack(found.flags, &packed, size));
         page.ok_or(ReadError::Damaged(at))
+    }
+
+    /// Whether the page exists and was not dumped: both bitmaps must be there to tell.
+    fn was_left_out(&self, page: u64, content: Content<'_>) -> bool {
+        let dumped = self.header.bitmap;
+        let existing = dumped - self.header.bitmap_size;
+        page < self.header.pages
+            && index::bit(existing, page, content) == Some(true)
+            && index::bit(dumped, page, content) == Some(false)
     }
 
     /// Whether pages may be missing: looks at the end of the file only, as long as that is whole.

@@ -137,6 +137,16 @@ fn where_only_zeros_were_left_out_what_was_left_out_is_zeros() {
     let dump = Made { level: 1, ..Made::default() }.dump();
     assert_eq!(whole(&dump, 4), Ok(vec![0; PAGE]));
     assert!(whole(&dump, 0).is_err(), "there was no such memory");
+    let part = Made { level: 1, part: Some((3, 20)), ..Made::default() }.dump();
+    assert_eq!(whole(&part, 2), Err(ReadError::NotInDump(PhysAddr(0x2000))), "in another file");
+    let unfinished = Made { level: 1, status: 8, ..Made::default() }.dump();
+    assert_eq!(whole(&unfinished, 4), Err(ReadError::LeftOut(PhysAddr(0x4000))));
+    // The bitmap's last bytes were never written.
+    let file = Made { level: 1, ..Made::default() }.bytes();
+    let (head, rest) = (&file[..4 * PAGE + 5], &file[5 * PAGE..]);
+    let cut = Dump::from_bytes(flattened(&[(0, head), (5 * PAGE as u64, rest)])).unwrap();
+    assert_eq!(whole(&cut, 39), Ok(vec![0; PAGE]));
+    assert_eq!(whole(&cut, 40), Err(ReadError::NotInDump(PhysAddr(0x28000))));
 }
 
 #[test]
