@@ -108,6 +108,7 @@ fn every_form_by_makedumpfile_says_what_the_core_says(arch: &'static str) -> Res
     let crash = crash(arch)?;
     let expected = answers(&crash.dump)?;
     ensure!(expected[0].contains("sysrq_handle_crash"), "{}", expected[0]);
+    let card = analyzer()?.run(&["card"], &crash.dump, None)?;
     // Debian's is built with zlib and LZO; asked for others (-p, -z) it does not compress.
     let forms: [&[&str]; 10] = [
         &["-c"],
@@ -126,6 +127,7 @@ fn every_form_by_makedumpfile_says_what_the_core_says(arch: &'static str) -> Res
         peers::convert(&crash.fixtures, options, &crash.dump, &file)?;
         let form = options.join(" ");
         ensure_same(&form, &answers(&file)?, &expected)?;
+        ensure!(analyzer()?.run(&["card"], &file, None)? == card, "{form}: another card");
         let size = ensure_same_memory(&form, &file, &crash.dump)?;
         let is_filtered = options.contains(&"-d");
         ensure!(size > if is_filtered { 16 << 20 } else { 240 << 20 }, "{form}: {size} bytes");

@@ -82,6 +82,11 @@ pub(super) struct ElfCore {
 }
 
 impl ElfCore {
+    /// Whether `content` begins as an ELF file does.
+    pub fn is_in(content: Content<'_>) -> bool {
+        content.read(0, ELFMAG.len()).is_some_and(|begin| *begin == *ELFMAG)
+    }
+
     /// Reads the headers of the core in `content`, and its notes.
     ///
     /// # Errors

@@ -65,7 +65,10 @@ impl Records {
             }
             at = from + there as usize;
         }
-        Ok(records)
+        match records.end {
+            0 => Err("a flattened file that ends before the dump in it begins".to_owned()),
+            _ => Ok(records),
+        }
     }
 
     /// Where the dump ends, by the records.
@@ -139,10 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_are_refused() {
+    fn other_versions_and_files_without_records_are_refused() {
         let mut file = flattened(&[]);
+        assert!(Records::parse(&file).err().unwrap().contains("ends before"));
         file[31] = 2;
-        assert!(Records::are_in(&file) && Records::parse(&file).is_err());
+        assert!(Records::are_in(&file));
+        assert!(Records::parse(&file).err().unwrap().contains("version"));
     }
 
     proptest! {
@@ -158,6 +163,7 @@ mod tests {
             }
             let parts: Vec<(u64, &[u8])> = parts.iter().map(|(at, part)| (*at, &part[..])).collect();
             let file = flattened(&parts);
+            prop_assume!(!expected.is_empty());
             let records = Records::parse(&file).unwrap();
             let content = Content::flattened(&file, &records);
             prop_assert_eq!(&content.read_up_to(0, u64::MAX)[..], &expected[..]);

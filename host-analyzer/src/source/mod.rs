@@ -119,6 +119,13 @@ impl Dump {
         Dump::of(path, Box::new(map::map(path)?))
     }
 
+    /// Whether `file` begins as one of the forms of a dump does, and so is meant to be one.
+    #[must_use]
+    pub fn begins_in(file: &[u8]) -> bool {
+        let content = Content::plain(file);
+        ElfCore::is_in(content) || Compressed::is_in(content) || Records::are_in(file)
+    }
+
     /// Opens the dump whose file would hold `bytes`.
     ///
     /// # Errors

@@ -134,7 +134,7 @@ impl Sub {
         let is_split = self.word(2, 8)? >> 32 != 0;
         let places = if self.version >= 6 { [80, 88] } else { [16, 24] };
         let [start, end] = places.map(|at| self.word(2, at).unwrap_or_default());
-        (is_split && start < end).then_some(start..end)
+        is_split.then_some(start..end.max(start))
     }
 }
 

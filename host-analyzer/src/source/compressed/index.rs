@@ -19,6 +19,7 @@ pub(super) struct Index {
     /// The number of the first page's descriptor if all pages had theirs here.
     first: u64,
     count: u64,
+    total: u64,
 }
 
 impl Index {
@@ -34,10 +35,17 @@ impl Index {
         let there = header.pages.min(bits.len() as u64 * 8);
         let part = header.part.clone().unwrap_or(0..there);
         let pages = part.start.min(there)..part.end.min(there);
-        let mut index = Index { bitmap: header.bitmap, pages, before, first: 0, count: 0 };
+        let mut index =
+            Index { bitmap: header.bitmap, pages, before, first: 0, count: 0, total: 0 };
         index.first = index.rank(index.pages.start, content);
         index.count = index.rank(index.pages.end, content).saturating_sub(index.first);
+        index.total = index.rank(there, content);
         index
+    }
+
+    /// How many pages have their descriptors in other files.
+    pub fn elsewhere(&self) -> u64 {
+        self.total.saturating_sub(self.count)
     }
 
     /// How many pages have a descriptor.
@@ -60,11 +68,11 @@ impl Index {
         let last = last.first().map_or(0, |byte| byte & ((1 << (page % 8)) - 1));
         let before = usize::try_from(step).ok().and_then(|step| self.before.get(step));
         // Right behind the last step there is none any more.
-        let Some(before) = before else { return self.total(content) };
+        let Some(before) = before else { return self.all(content) };
         before + ones(whole) + u64::from(last.count_ones())
     }
 
-    fn total(&self, content: Content<'_>) -> u64 {
+    fn all(&self, content: Content<'_>) -> u64 {
         let Some((last, before)) = self.before.iter().enumerate().next_back() else { return 0 };
         let start = self.bitmap + (last * STEP) as u64;
         before + ones(&content.read_up_to(start, STEP as u64))

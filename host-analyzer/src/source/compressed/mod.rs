@@ -207,12 +207,10 @@ impl Form for Compressed {
 
     fn problem(&self, content: Content<'_>) -> Option<String> {
         let mut reasons = Vec::new();
-        if let Some(part) = &self.header.part {
-            let [first, end] =
-                [part.start, part.end].map(|page| page.saturating_mul(self.header.page_size));
+        let elsewhere = self.index.elsewhere();
+        if elsewhere != 0 {
             reasons.push(format!(
-                "it is one of several files (makedumpfile --split) and has the memory from {first:#x} \
-                 to {:#x} only", end - 1
+                "it is one of several files (makedumpfile --split), and {elsewhere} pages are in the others"
             ));
         }
         if self.header.is_incomplete {
