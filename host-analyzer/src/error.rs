@@ -7,9 +7,15 @@ use crate::address::{PhysAddr, VirtAddr};
 /// A failed read of the dead kernel's memory. Small, because walks make many of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The dump has no such physical memory: filtered, unreadable, or cut off.
+    /// The dump has no such physical memory: unreadable, cut off, or there never was any.
     #[error("physical memory {:#x} is not in the dump", .0.0)]
     NotInDump(PhysAddr),
+    /// The memory is of a kind that was left out when the dump was made.
+    #[error("physical memory {:#x} was left out when the dump was filtered", .0.0)]
+    LeftOut(PhysAddr),
+    /// The bytes that the dump has of it cannot be unpacked.
+    #[error("physical memory {:#x} is damaged in the dump", .0.0)]
+    Damaged(PhysAddr),
     /// The page tables map nothing there.
     #[error("address {:#x} is not mapped", .0.0)]
     NotMapped(VirtAddr),
@@ -25,7 +31,13 @@ impl ReadError {
     /// Whether something is there that the dump lacks; else there is nothing, or it makes no sense.
     #[must_use]
     pub fn is_lost(self) -> bool {
-        matches!(self, ReadError::NotInDump(_) | ReadError::NoPageTable(_))
+        matches!(
+            self,
+            ReadError::NotInDump(_)
+                | ReadError::LeftOut(_)
+                | ReadError::Damaged(_)
+                | ReadError::NoPageTable(_)
+        )
     }
 }
 
@@ -40,10 +52,11 @@ pub enum Error {
         /// What the system said.
         error: std::io::Error,
     },
-    /// The file is neither an ELF core nor a reserved area.
+    /// The file is no dump that is read.
     #[error(
-        "{} is not a dump this program reads: {reason}. It reads ELF cores (dump.elf, /proc/vmcore) \
-         and reserved areas of tinykdump (a disk, a partition, or an image of one)",
+        "{} is not a dump this program reads: {reason}. It reads ELF cores (dump.elf, /proc/vmcore), \
+         kdump-compressed files (of makedumpfile, of QEMU's dump-guest-memory), both of them flattened \
+         too, and reserved areas of tinykdump (a disk, a partition, or an image of one)",
         path.display()
     )]
     NotADump {

@@ -59,7 +59,8 @@ enum Command {
 // command's --help.
 #[derive(Args)]
 struct WithWords<O: Args> {
-    /// ELF core, or a reserved area: a disk, a partition, or an image of one
+    /// ELF core or kdump-compressed file, flattened or not, or a reserved area: a disk, a partition, or
+    /// an image of one
     dump: PathBuf,
     /// The kernel's vmlinux with debug information, then what the command is about
     #[arg(value_name = "VMLINUX | WORD", allow_hyphen_values = false)]
@@ -193,6 +194,9 @@ fn with_kernel(
     let kernel = Kernel::open(&dump, vmlinux.as_ref())?;
     if let Some(why) = vmlinux.as_ref().and_then(Vmlinux::no_lines) {
         eprintln!("host-analyzer: no lines and inlined functions from this vmlinux: {why}");
+    }
+    if let Some(how) = kernel.scanned() {
+        eprintln!("host-analyzer: {how}");
     }
     let outcome = command(&kernel);
     let borrowed = kernel.borrowed();

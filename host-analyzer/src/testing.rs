@@ -1,7 +1,6 @@
 //! Small worlds for tests: memory made of pieces, ELF cores made of segments.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::ops::Range;
 
 use crate::kernel::Kernel;
@@ -124,6 +123,34 @@ pub fn elf_core(flags: u32, extended: bool, segments: &[Segment]) -> Vec<u8> {
     core
 }
 
+/// A note; `name` without the zero at its end.
+pub fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+    let mut note = Vec::new();
+    for word in [name.len() as u32 + 1, desc.len() as u32, kind] {
+        note.extend_from_slice(&word.to_le_bytes());
+    }
+    note.extend_from_slice(name);
+    note.push(0);
+    note.resize(note.len().next_multiple_of(4), 0);
+    note.extend_from_slice(desc);
+    note.resize(note.len().next_multiple_of(4), 0);
+    note
+}
+
+/// A flattened file with these records.
+pub fn flattened(records: &[(u64, &[u8])]) -> Vec<u8> {
+    let mut file = b"makedumpfile\0\0\0\0".to_vec();
+    file.extend([1u64, 1].iter().flat_map(|word| word.to_be_bytes()));
+    file.resize(4096, 0);
+    for (offset, bytes) in records {
+        file.extend_from_slice(&offset.to_be_bytes());
+        file.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+        file.extend_from_slice(bytes);
+    }
+    file.extend_from_slice(&[0xff; 16]);
+    file
+}
+
 /// Writes the kernel's symbol table: 1 KiB each of names, tokens and addresses from 0x1000 on. The
 /// first character of a name is its type.
 pub fn put_symbols(memory: &mut FakeMemory, base: u64, all: &[(u64, &str)]) {
@@ -195,18 +222,9 @@ pub fn with_kernel<T>(
     info: &str,
     run: impl FnOnce(&Kernel<'_>) -> T,
 ) -> T {
-    let info = format!("OSRELEASE=6.1\n{info}");
-    let mut note = Vec::new();
-    for word in [11, info.len() as u32, 0] {
-        note.extend_from_slice(&word.to_le_bytes());
-    }
-    note.extend_from_slice(b"VMCOREINFO\0\0");
-    note.extend_from_slice(info.as_bytes());
-    note.resize(note.len().next_multiple_of(4), 0);
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    let mut core = elf_core(0, false, &[Segment::note(&note), Segment::load(0, &memory.bytes)]);
+    let info = note(b"VMCOREINFO", 0, format!("OSRELEASE=6.1\n{info}").as_bytes());
+    let mut core = elf_core(0, false, &[Segment::note(&info), Segment::load(0, &memory.bytes)]);
     core[18..20].copy_from_slice(&machine.to_le_bytes());
-    file.write_all(&core).unwrap();
-    let dump = Dump::open(file.path()).unwrap();
+    let dump = Dump::from_bytes(core).unwrap();
     run(&Kernel::open(&dump, None).unwrap())
 }

@@ -1,6 +1,7 @@
 //! Other people's readers of dumps: what they make of ours.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -204,6 +205,27 @@ pub fn makedumpfile(fixtures: &Fixtures, dump: &Path) -> Result<()> {
     process::run(command.arg("--dump-dmesg").arg(dump).arg(&log))?;
     let log = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
     ensure!(log.contains("Kernel panic - not syncing"), "no panic in the log:\n{log}");
+    Ok(())
+}
+
+/// Has makedumpfile make `into` of `dump` by these options. With `-F` it writes a flattened file, with `-R`
+/// it reads one.
+///
+/// # Errors
+/// When makedumpfile cannot be had or does not do that.
+pub fn convert(fixtures: &Fixtures, options: &[&str], dump: &Path, into: &Path) -> Result<()> {
+    let tools = fixtures.packages("makedumpfile")?;
+    let mut command = tools.command("usr/bin/makedumpfile")?;
+    command.args(options);
+    if options.contains(&"-R") {
+        command.stdin(File::open(dump)?).arg(into);
+    } else if options.contains(&"-F") {
+        command.arg(dump).stdout(File::create(into)?);
+    } else {
+        command.arg(dump).arg(into);
+    }
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", process::failure(&command, &output));
     Ok(())
 }
 

@@ -29,9 +29,9 @@ pub enum CardError {
         "{0} is no dump, no reserved area, and no log of a serial line with a crash card in it"
     )]
     NoArea(PathBuf),
-    /// The core has no card.
-    #[error("the core {0} has no crash card in it; see `bt`, `log` and `sys`")]
-    NotInCore(PathBuf),
+    /// The dump has no card.
+    #[error("the dump {0} has no crash card in it; see `bt`, `log` and `sys`")]
+    NotInDump(PathBuf),
     /// The area has no card.
     #[error("the area {0} holds no crash card")]
     Missing(PathBuf),
@@ -53,9 +53,9 @@ pub fn run(options: &Options, out: &mut dyn Write) -> Result<(), CardError> {
         StoredCard::Text(card) => Ok(write_clean(&card, out)?),
         StoredCard::NoArea => {
             let bytes = map(&options.dump)?;
-            if bytes.starts_with(b"\x7fELF") {
+            if Dump::begins_in(&bytes) {
                 let dump = Dump::open(&options.dump)?;
-                let card = dump.notes().card.ok_or_else(|| CardError::NotInCore(path()))?;
+                let card = dump.notes().card.ok_or_else(|| CardError::NotInDump(path()))?;
                 return Ok(write_clean(card, out)?);
             }
             let card = card_of_log(&bytes).ok_or_else(|| CardError::NoArea(path()))?;

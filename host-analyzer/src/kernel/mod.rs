@@ -11,6 +11,7 @@ mod hidden;
 pub mod kallsyms;
 pub mod machine;
 pub mod paging;
+mod scan;
 pub mod sparse;
 pub mod symbols;
 pub mod value;
@@ -81,6 +82,8 @@ pub struct Kernel<'d> {
     machine: Machine,
     notes: NoteBook<'d>,
     info: Vmcoreinfo<'d>,
+    /// How VMCOREINFO was found, when there is no note with it.
+    scanned: Option<String>,
     memory: VirtualMemory<'d>,
     symbols: OnceCell<Box<dyn Symbols + 'd>>,
     found: RefCell<HashMap<String, Option<VirtAddr>>>,
@@ -104,9 +107,13 @@ impl<'d> Kernel<'d> {
     pub fn open(dump: &'d Dump, vmlinux: Option<&'d Vmlinux>) -> Result<Kernel<'d>, Error> {
         let machine = Machine::from_elf(dump.machine())?;
         let notes = dump.notes();
-        let info = match notes.vmcoreinfo {
-            Some(text) => Vmcoreinfo::new(text),
-            None => Vmcoreinfo::scan(dump).ok_or(Error::NoVmcoreinfo)?,
+        let (info, scanned) = match notes.vmcoreinfo {
+            Some(text) => (Vmcoreinfo::new(text), None),
+            None => {
+                let found = scan::scan(machine, dump)?;
+                let said = found.said();
+                (found.info, Some(said))
+            }
         };
         let tables = paging::for_kernel(machine, &info)?;
         let image = vmlinux.map(|vmlinux| ImageFile {
@@ -123,6 +130,7 @@ impl<'d> Kernel<'d> {
                 None => memory,
             },
             info,
+            scanned,
             borrowed: RefCell::default(),
             symbols: OnceCell::new(),
             found: RefCell::default(),
@@ -205,6 +213,12 @@ impl<'d> Kernel<'d> {
     #[must_use]
     pub fn vmcoreinfo(&self) -> &Vmcoreinfo<'d> {
         &self.info
+    }
+
+    /// How VMCOREINFO was found, when the dump has no note with it.
+    #[must_use]
+    pub fn scanned(&self) -> Option<&str> {
+        self.scanned.as_deref()
     }
 
     /// Its virtual memory.

@@ -6,8 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::source::Memory;
-use crate::{Error, PhysAddr, VirtAddr};
+use crate::{Error, VirtAddr};
 
 /// The text, kept as it is; lines are looked for when they are asked for.
 pub struct Vmcoreinfo<'a> {
@@ -22,34 +21,16 @@ impl<'a> Vmcoreinfo<'a> {
         Vmcoreinfo { text: String::from_utf8_lossy(&bytes[..end]) }
     }
 
-    /// Looks for the text in the memory itself, for dumps without the note. The kernel keeps it in
-    /// a page of its own (`vmcoreinfo_data`), which begins with `OSRELEASE=`.
-    pub fn scan(memory: &'a dyn Memory) -> Option<Vmcoreinfo<'a>> {
-        let mut found = None;
-        for range in memory.ranges() {
-            let mut at = range.start;
-            while at < range.end {
-                let max = usize::try_from(range.end - at).unwrap_or(usize::MAX);
-                let Ok(run) = memory.run(PhysAddr(at), max) else { break };
-                found = Vmcoreinfo::in_run(&run, at).or(found);
-                at += run.len() as u64;
-            }
-        }
-        found
+    /// The same with a text of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Vmcoreinfo<'static> {
+        Vmcoreinfo { text: Cow::Owned(self.text.into_owned()) }
     }
 
-    fn in_run(run: &[u8], at: u64) -> Option<Vmcoreinfo<'static>> {
-        const PAGE: usize = 4096;
-        let finder = memchr::memmem::Finder::new(b"OSRELEASE=");
-        for start in finder.find_iter(run) {
-            let page = &run[start..run.len().min(start + PAGE)];
-            let aligned = (at + start as u64).is_multiple_of(PAGE as u64);
-            if aligned && memchr::memmem::find(page, b"\nSYMBOL(").is_some() {
-                let text = Vmcoreinfo::new(page).text.into_owned();
-                return Some(Vmcoreinfo { text: Cow::Owned(text) });
-            }
-        }
-        None
+    /// All of the text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The lines, as the kernel wrote them.
@@ -155,7 +136,6 @@ impl<'a> Vmcoreinfo<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FakeMemory;
 
     const TEXT: &[u8] = b"OSRELEASE=6.1.0\nSYMBOL(_stext)=ffffffff91200000\nNUMBER(phys_base)=-5\n\
                           OFFSET(list_head.next)=0\nNUMBER(PHYS_OFFSET)=0xffff578500000000\n\
@@ -179,14 +159,5 @@ mod tests {
     fn missing_line_is_named() {
         let error = Vmcoreinfo::new(TEXT).need_symbol("prb").unwrap_err();
         assert!(error.to_string().contains("SYMBOL(prb)"));
-    }
-
-    #[test]
-    fn text_is_found_in_memory_when_there_is_no_note() {
-        let mut memory = FakeMemory::new(0x10000);
-        memory.put(0x2010, b"OSRELEASE=not at the start of a page\nSYMBOL(x)=0\n");
-        memory.put(0x7000, TEXT);
-        assert_eq!(Vmcoreinfo::scan(&memory).unwrap().release(), "6.1.0");
-        assert!(Vmcoreinfo::scan(&FakeMemory::new(0x10000)).is_none());
     }
 }

@@ -67,27 +67,16 @@ impl<'a> Prstatus<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for word in [name.len() as u32, desc.len() as u32, kind] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-        for part in [name, desc] {
-            bytes.extend_from_slice(part);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-        bytes
-    }
+    use crate::testing::note;
 
     #[test]
     fn notes_are_sorted_by_what_they_are() {
         let mut status = vec![0; 336];
         status[32] = 42;
         status[112] = 7;
-        let mut segment = note(b"CORE\0", 1, &status);
-        segment.extend(note(b"QEMU\0", 0, &[0; 8]));
-        segment.extend(note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1\n"));
+        let mut segment = note(b"CORE", 1, &status);
+        segment.extend(note(b"QEMU", 0, &[0; 8]));
+        segment.extend(note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\n"));
         let book = NoteBook::parse(std::iter::once(&segment[..]));
         assert_eq!(book.prstatus.len(), 1);
         assert_eq!((book.prstatus[0].pid, book.prstatus[0].registers[0]), (42, 7));
