@@ -287,8 +287,7 @@ fn file_on_xfs_takes_the_dump() -> Result<()> {
     let mut stage = Stage::new("xfs", xfs, "mount -t xfs /dev/vda /mnt")?;
     let kernel = stage.bench.kernel(&stage.scenario, DebugInfo::No)?;
     let modules = ["lib/libcrc32c.ko", "fs/xfs/xfs.ko"];
-    stage.scenario.modules =
-        modules.iter().map(|module| kernel.modules.join("kernel").join(module)).collect();
+    stage.scenario.modules = modules.iter().map(|module| kernel.modules.join(module)).collect();
     dump_goes_into(&stage)?;
     clear(&stage.directory)
 }

@@ -120,7 +120,7 @@ fn nothing_is_written(
 /// `scenario` with network and second disk in use when it crashes.
 fn busy(bench: &Workbench, card: &Card, scenario: Scenario) -> Result<Scenario> {
     let kernel = bench.kernel(&scenario, DebugInfo::No)?;
-    let module = |name| kernel.modules.join(format!("kernel/{name}.ko"));
+    let module = |name| kernel.modules.join(format!("{name}.ko"));
     let modules = card.modules.iter().map(module).collect();
     // Which of the two disks is which depends on the machine: it is known by its size in sectors.
     let before = format!(

@@ -19,7 +19,7 @@ use xtask::{process, workspace};
 pub const NAME: &str = "crash";
 
 /// A module that every kernel of the fixtures has, not compressed, and its name.
-const SAMPLE: (&str, &str) = ("kernel/lib/crc7.ko", "crc7");
+const SAMPLE: (&str, &str) = ("lib/crc7.ko", "crc7");
 
 /// An entry of `__versions` (struct modversion_info, include/linux/module.h, 6.1): a checksum of 8
 /// bytes and a name.

@@ -295,19 +295,23 @@ fn modules(kernel: &Kernel, variant: &Variant) -> Result<Vec<PathBuf>> {
         &["drivers/block/virtio_blk"]
     };
     let core = ["drivers/virtio/virtio_ring", "drivers/virtio/virtio"];
-    let list = kernel.modules.join("modules.builtin");
-    let builtin = std::fs::read_to_string(&list)
-        .with_context(|| format!("cannot read {}", list.display()))?;
+    let builtin = std::fs::read_to_string(&kernel.builtin)
+        .with_context(|| format!("cannot read {}", kernel.builtin.display()))?;
+    // Parts of virtio_pci before 5.12 and 5.17.
+    let later = ["drivers/virtio/virtio_pci_modern_dev", "drivers/virtio/virtio_pci_legacy_dev"];
     let needed = core.iter().chain(transport).chain(disk);
     let loadable =
         needed.filter(|module| !builtin.lines().any(|line| line == format!("kernel/{module}.ko")));
     loadable
-        .map(|module| {
+        .filter_map(|module| {
             // Later kernels' modules are compressed; busybox unpacks what it loads.
-            let names = [".ko", ".ko.xz"].map(|end| format!("kernel/{module}{end}"));
+            let names = [".ko", ".ko.xz"].map(|end| format!("{module}{end}"));
             let mut paths = names.iter().map(|name| kernel.modules.join(name));
             let found = paths.find(|path| path.is_file());
-            found.with_context(|| format!("the kernel {} has no {module}", kernel.release))
+            if found.is_none() && later.contains(module) {
+                return None;
+            }
+            Some(found.with_context(|| format!("the kernel {} has no {module}", kernel.release)))
         })
         .collect()
 }

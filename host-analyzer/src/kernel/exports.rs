@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::{VirtAddr, bytes};
 
-use super::hidden::Piece;
+use super::image::Piece;
 
 /// Size of struct kernel_symbol.
 const ENTRY: usize = 12;

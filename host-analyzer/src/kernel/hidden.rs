@@ -11,12 +11,12 @@
 //!
 //! What none of these has (`panic_cpu`, `crash_notes`, `tk_core`) stays unknown.
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use crate::{VirtAddr, bytes};
 
+use super::image::{self, Piece};
 use super::{Kernel, exports};
 
 /// What was found of a kernel's hidden symbols; each part is looked for once, when first needed.
@@ -27,21 +27,6 @@ pub(super) struct Hidden {
     percpu: OnceCell<HashMap<String, VirtAddr>>,
     modules: OnceCell<Option<VirtAddr>>,
 }
-
-/// A stretch of the kernel's image that lies together in memory.
-pub(super) struct Piece<'a> {
-    /// Its first address.
-    pub start: VirtAddr,
-    /// What is there.
-    pub bytes: Cow<'a, [u8]>,
-}
-
-/// More than any kernel's image takes.
-const IMAGE_SIZE: u64 = 512 << 20;
-/// What is looked at behind the last place that VMCOREINFO names.
-const MARGIN: u64 = 1 << 20;
-/// Holes in the image (freed initialization code) are skipped in steps of this.
-const STEP: u64 = 4096;
 
 impl Hidden {
     /// The address of `name`, if one of the ways leads to it.
@@ -60,13 +45,13 @@ impl Hidden {
     fn exports(&self, kernel: &Kernel<'_>) -> &HashMap<String, VirtAddr> {
         self.exports.get_or_init(|| {
             let symbols = kernel.info.symbols().map(|(name, at)| (at, name)).collect();
-            exports::find(&pieces(kernel), &symbols)
+            exports::find(&image::pieces(kernel.memory(), &kernel.info), &symbols)
         })
     }
 
     fn types(&self, kernel: &Kernel<'_>) -> Option<(VirtAddr, VirtAddr)> {
         *self.types.get_or_init(|| {
-            let image = pieces(kernel);
+            let image = image::pieces(kernel.memory(), &kernel.info);
             let end = image.last().map(|last| last.start.offset(last.bytes.len() as u64))?;
             let found = image.iter().filter_map(|piece| types_in(piece, end));
             found.max_by_key(|it| it.1.0 - it.0.0)
@@ -87,28 +72,6 @@ impl Hidden {
             variables.into_iter().map(place).collect()
         })
     }
-}
-
-/// The kernel's image, from `_stext` to a little behind the last symbol in VMCOREINFO, as far as it
-/// is mapped and in the dump.
-fn pieces<'d>(kernel: &Kernel<'d>) -> Vec<Piece<'d>> {
-    let Some(first) = kernel.info.symbol("_stext") else { return Vec::new() };
-    let inside = |at: &VirtAddr| at.0.wrapping_sub(first.0) < IMAGE_SIZE;
-    let last = kernel.info.symbols().map(|(_, at)| at).filter(inside).max().unwrap_or(first);
-    let length = (last.0 - first.0).saturating_add(MARGIN);
-    let mut pieces = Vec::new();
-    let mut skip = 0;
-    while skip < length {
-        let start = first.offset(skip);
-        match kernel.memory().together(start, (length - skip) as usize) {
-            Ok(bytes) => {
-                skip += bytes.len() as u64;
-                pieces.push(Piece { start, bytes });
-            }
-            Err(_) => skip += STEP - start.0 % STEP,
-        }
-    }
-    pieces
 }
 
 /// Where BTF lies: its magic number, version 1, no flags, a header of 24 bytes, types right behind
@@ -140,7 +103,7 @@ fn module_list(kernel: &Kernel<'_>) -> Option<VirtAddr> {
         memory.pointer(first.offset(8)) == Ok(at)
             && memory.pointer(module.offset(itself)) == Ok(module)
     };
-    pieces(kernel).iter().find_map(|piece| {
+    image::pieces(kernel.memory(), &kernel.info).iter().find_map(|piece| {
         let words = piece.bytes.chunks_exact(8).enumerate();
         words.into_iter().find_map(|(index, word)| {
             let first = VirtAddr(bytes::u64_at(word, 0)?);

@@ -32,6 +32,8 @@ pub struct Linux<'k, 'd> {
     tasks: OnceCell<TaskLayout>,
     percpu: OnceCell<PerCpu>,
     modules: OnceCell<Modules>,
+    /// CPUs and their tasks, where only the tasks tell.
+    on_cpus: OnceCell<Vec<(u32, VirtAddr)>>,
 }
 
 /// A place in the kernel's text as people call it.
@@ -49,7 +51,8 @@ impl<'k, 'd> Linux<'k, 'd> {
     /// The objects of `kernel`.
     #[must_use]
     pub fn new(kernel: &'k Kernel<'d>) -> Linux<'k, 'd> {
-        Linux { kernel, tasks: OnceCell::new(), percpu: OnceCell::new(), modules: OnceCell::new() }
+        let (tasks, percpu) = (OnceCell::new(), OnceCell::new());
+        Linux { kernel, tasks, percpu, modules: OnceCell::new(), on_cpus: OnceCell::new() }
     }
 
     /// The kernel below.

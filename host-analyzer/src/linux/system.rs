@@ -35,11 +35,16 @@ impl Linux<'_, '_> {
     /// Reads `init_uts_ns`.
     ///
     /// # Errors
-    /// [`Error::VmcoreinfoKey`], [`Error::Read`].
+    /// [`Error::VmcoreinfoKey`], [`Error::NoMember`], [`Error::Read`].
     pub fn names(&self) -> Result<Names, Error> {
         let info = self.kernel.vmcoreinfo();
         let at = info.need_symbol("init_uts_ns")?;
-        let at = at.offset(info.need_offset("uts_namespace.name")? as u64);
+        // Not in VMCOREINFO before 5.11.
+        let offset = match info.offset("uts_namespace.name") {
+            Some(offset) => offset as u64,
+            None => self.kernel.offset("uts_namespace", "name")?,
+        };
+        let at = at.offset(offset);
         let raw = self.kernel.memory().bytes(at, 6 * UTS_FIELD).reading("init_uts_ns")?;
         // sysname, nodename, release, version, machine, domainname
         let field = |index: usize| bytes::c_string(&raw[index * UTS_FIELD..][..UTS_FIELD]);

@@ -219,8 +219,30 @@ impl Linux<'_, '_> {
         let at = self.current_variable()?.and_then(|at| self.percpu().ok()?.address(at, cpu));
         match at.and_then(|at| self.kernel.memory().pointer(at).ok()) {
             Some(task) => Ok(task),
-            None => self.run_queue_task(cpu, self.task_layout()?.run_queue_current),
+            None => {
+                self.run_queue_task(cpu, self.task_layout()?.run_queue_current).or_else(|why| {
+                    let tasks =
+                        self.on_cpus.get_or_init(|| self.tasks_on_cpus().unwrap_or_default());
+                    let own = tasks.iter().find(|(of, _)| *of == cpu);
+                    own.map(|&(_, task)| task).ok_or(why)
+                })
+            }
         }
+    }
+
+    /// The tasks that say of themselves that a CPU was running them, for kernels whose run queues cannot
+    /// be found (arm64 before BTF described per-CPU variables). Idle tasks but the first are on no list.
+    fn tasks_on_cpus(&self) -> Result<Vec<(u32, VirtAddr)>, Error> {
+        let layout = self.task_layout()?;
+        if layout.on_cpu.is_none() {
+            return Ok(Vec::new());
+        }
+        let (mut list, mut seen) = (TaskList::default(), HashSet::new());
+        let init = self.kernel.need_symbol("init_task", "tasks cannot be listed")?;
+        self.add_listed(init, layout, &mut list, &mut seen);
+        list.tasks.extend(self.task(init).ok());
+        let on_cpu = list.tasks.into_iter().filter(|task| task.on_cpu);
+        Ok(on_cpu.map(|task| (task.cpu, task.address)).collect())
     }
 
     /// The per-CPU variable that holds a CPU's task: `current_task`, from 6.2 to 6.14 in `pcpu_hot`.
@@ -323,13 +345,7 @@ impl Linux<'_, '_> {
         }
         let init = self.kernel.need_symbol("init_task", "tasks cannot be listed");
         match &init {
-            Ok(init) => {
-                let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
-                list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
-                for node in walk.nodes {
-                    self.add_process(node.back(layout.tasks), layout, &mut list, &mut seen);
-                }
-            }
+            Ok(init) => self.add_listed(*init, layout, &mut list, &mut seen),
             Err(error) => list.problems.push(error.to_string()),
         }
         // Where the lists are torn, run queues lead to some more.
@@ -339,6 +355,21 @@ impl Linux<'_, '_> {
             list.tasks.extend(found.filter_map(|address| self.task(address).ok()));
         }
         Ok(list)
+    }
+
+    /// Adds all tasks but the idle ones, `init` being the first of these.
+    fn add_listed(
+        &self,
+        init: VirtAddr,
+        layout: &TaskLayout,
+        list: &mut TaskList,
+        seen: &mut HashSet<VirtAddr>,
+    ) {
+        let walk = list::walk(self.kernel.memory(), init.offset(layout.tasks));
+        list.problems.extend(walk.broken.map(|why| format!("tasks: {why}")));
+        for node in walk.nodes {
+            self.add_process(node.back(layout.tasks), layout, list, seen);
+        }
     }
 
     fn add_process(

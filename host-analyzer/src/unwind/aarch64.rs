@@ -287,6 +287,11 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
             _ if ends => kind::FINAL,
             // Before 6.13 the record in struct pt_regs is an ordinary one: the interrupted x29 and pc.
             None if self.is_exception(at, record, lr).map_err(lost)? => kind::PT_REGS,
+            // Before 5.11 the first task's last record has what x30 was when the CPU was turned on
+            // (__primary_switched, arch/arm64/kernel/head.S, 5.10).
+            _ if record.is_null() && !self.is_code(self.unsigned(lr)) => {
+                return Ok(Step::End(End::KernelThread));
+            }
             _ => {
                 let (pc, kind) = (self.unsigned(lr), FrameKind::ReturnAddress);
                 let used = at.offset(15);
@@ -558,12 +563,16 @@ impl Arm64Unwinder<'_, '_> {
         }
     }
 
+    /// Whether a return address may lead to code. BPF programs and trampolines have no symbols, but keep
+    /// frame records.
+    fn is_code(&self, pc: VirtAddr) -> bool {
+        let mapped = || self.kernel().memory().translate(pc).is_ok();
+        self.linux.place(pc.back(1)).is_some() || mapped()
+    }
+
     /// What speaks against the address of `next`.
     fn no_text(&self, next: &State) -> Option<String> {
-        // BPF programs and trampolines have no symbols, but keep frame records.
-        let mapped = || self.kernel().memory().translate(next.pc).is_ok();
-        let code = self.linux.place(next.pc.back(1)).is_some() || mapped();
-        if next.kind == FrameKind::ReturnAddress && !code {
+        if next.kind == FrameKind::ReturnAddress && !self.is_code(next.pc) {
             return Some(format!("{:#x} is not an address of the kernel's text", next.pc));
         }
         None

@@ -127,7 +127,7 @@ fn scenario(bench: &Workbench, device: &Device) -> Result<Scenario> {
         ..usual
     };
     let kernel = bench.kernel(&scenario, DebugInfo::No)?;
-    let module = |name: &&str| kernel.modules.join(format!("kernel/{name}.ko"));
+    let module = |name: &&str| kernel.modules.join(format!("{name}.ko"));
     let modules: Vec<PathBuf> = device.modules.iter().map(module).collect();
     Ok(Scenario { modules, ..scenario })
 }
