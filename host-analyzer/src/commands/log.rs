@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use clap::Args;
+use serde_json::json;
 
 use crate::Error;
 use crate::kernel::Kernel;
-use crate::linux::printk::Log;
+use crate::linux::printk::{Log, Record};
 use crate::render::text;
 
 /// The kernel's log, as dmesg prints it
@@ -17,6 +18,9 @@ pub struct Options {
     /// Show each record's level: 0 (emergency) to 7 (debug)
     #[arg(short, long)]
     pub level: bool,
+    /// Output as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs the command.
@@ -24,8 +28,14 @@ pub struct Options {
 /// # Errors
 /// Those of [`Log::read`], and [`Error::Output`].
 pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
-    text::completeness(kernel.dump(), out)?;
     let log = Log::read(kernel)?;
+    if options.json {
+        let record = |it: &Record| json!({"sequence": it.sequence, "nanoseconds": it.time, "level": it.level, "text": it.text});
+        let records: Vec<_> = log.records.iter().map(record).collect();
+        let document = json!({"records": records, "damaged": log.damaged, "missing": log.missing});
+        return text::json(&document, out);
+    }
+    text::completeness(kernel.dump(), out)?;
     for record in &log.records {
         text::log_record(record, options.level, out)?;
     }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
+use serde_json::json;
 
 use crate::kernel::Kernel;
 use crate::linux::Linux;
@@ -18,7 +19,11 @@ use crate::{Error, ReadError};
 /// modules are among them, and letters of the taints. `?` is what could not be read, `-` what does not
 /// exist.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {}
+pub struct Options {
+    /// Output as JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 const COLUMNS: [(&str, Align); 6] = [
     ("NAME", Align::Left),
@@ -34,18 +39,30 @@ const COLUMNS: [(&str, Align); 6] = [
 /// # Errors
 /// [`Error::NoModules`] when there is nothing to show, [`Error::NoTypes`], [`Error::NoMember`],
 /// [`Error::Output`].
-pub fn run(kernel: &Kernel<'_>, _: &Options, out: &mut dyn Write) -> Result<(), Error> {
-    text::completeness(kernel.dump(), out)?;
+pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
     let linux = Linux::new(kernel);
     let modules = linux.modules();
     if modules.list.is_empty() && !modules.problems.is_empty() {
         return Err(Error::NoModules(modules.problems.join("; ")));
     }
     let layout = UseLayout::new(kernel)?;
+    if options.json {
+        let one = |module: &Module| document(module, layout.read(kernel, module));
+        let all: Vec<_> = modules.list.iter().map(one).collect();
+        return text::json(&json!({"modules": all, "problems": modules.problems}), out);
+    }
+    text::completeness(kernel.dump(), out)?;
     let of = |module: &Module| row(module, layout.read(kernel, module));
     let rows: Vec<_> = modules.list.iter().map(of).collect();
     table(COLUMNS, &rows, out)?;
     text::problems(&modules.problems, out)
+}
+
+fn document(module: &Module, used: ModuleUse) -> serde_json::Value {
+    json!({"name": module.name, "base": format!("{:#x}", module.start.0),
+        "address": format!("{:#x}", module.address.0), "size": used.size.ok(),
+        "users": used.references.ok().flatten(), "used_by": used.users,
+        "taints": used.taints.ok(), "state": used.state.unwrap_or("Live")})
 }
 
 fn row(module: &Module, used: ModuleUse) -> [String; 6] {

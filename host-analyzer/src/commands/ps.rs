@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 
 use clap::Args;
+use serde_json::json;
 
 use crate::kernel::Kernel;
 use crate::linux::Linux;
@@ -29,6 +30,9 @@ pub struct Options {
     /// Children below their parents, indented
     #[arg(short, long)]
     pub tree: bool,
+    /// Output as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Runs the command. A task that cannot be read costs its row.
@@ -37,7 +41,6 @@ pub struct Options {
 /// [`Error::NoTask`], [`Error::TaskNotFound`], [`Error::NothingToShow`], [`Error::Output`], and whatever
 /// makes all tasks unreadable.
 pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
-    text::completeness(kernel.dump(), out)?;
     let linux = Linux::new(kernel);
     let layout = ProcessLayout::new(kernel)?;
     let TaskList { tasks, mut problems } = linux.all_tasks()?;
@@ -55,12 +58,19 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     let processes = found.into_iter().map(|task| layout.read(kernel, task)).collect();
     let listed = if options.tree { as_tree(processes) } else { flat(processes) };
     let cpu_of: HashMap<_, _> = running.into_iter().map(|(cpu, task)| (task, cpu)).collect();
-    let row = |(depth, process): &(usize, Process)| {
+    let running_on = |task: &Task| {
         // Where a run queue is lost, the task itself still tells.
-        let task = &process.task;
         let by_task = Some(task.cpu).filter(|_| torn && task.on_cpu);
-        row(process, *depth, cpu_of.get(&task.address).copied().or(by_task))
+        cpu_of.get(&task.address).copied().or(by_task)
     };
+    if options.json {
+        let one = |(_, it): &(usize, Process)| document(it, running_on(&it.task));
+        let all: Vec<_> = listed.iter().map(one).collect();
+        let document = json!({"tasks": all, "not_found": absent, "problems": problems});
+        return text::json(&document, out);
+    }
+    text::completeness(kernel.dump(), out)?;
+    let row = |(depth, it): &(usize, Process)| row(it, *depth, running_on(&it.task));
     let rows: Vec<_> = listed.iter().map(row).collect();
     table(COLUMNS, &rows, out)?;
     for name in absent {
@@ -106,6 +116,17 @@ fn row(process: &Process, depth: usize, running_on: Option<u32>) -> [String; 9] 
         resident,
         format!("{:indent$}{comm}", "", indent = depth * 2),
     ]
+}
+
+fn document(process: &Process, running_on: Option<u32>) -> serde_json::Value {
+    let task = &process.task;
+    let size = process.size.ok();
+    json!({"pid": task.pid, "tgid": task.tgid, "ppid": process.parent.ok(),
+        "cpu": running_on.unwrap_or(task.cpu), "running": running_on.is_some(),
+        "task": format!("{:#x}", task.address.0), "state": task.state().name,
+        "vsz": size.map(|it| it.map_or(0, |it| it.mapped)),
+        "rss": size.and_then(|it| it.map_or(Some(0), |it| it.resident)),
+        "kernel_thread": process.kernel_thread.ok(), "command": task.comm})
 }
 
 /// Those of `tasks` that are named by `wanted`, and what is named and not among them.

@@ -18,19 +18,27 @@ use crate::source::Completeness;
 /// Names, clock, load and memory of the machine; why it died and which task killed it; and what the
 /// payload that wrote the dump has to say about it.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {}
+pub struct Options {
+    /// Output as JSON: the rows' names and values
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command. A row whose value cannot be read says so.
 ///
 /// # Errors
 /// [`Error::Output`].
-pub fn run(kernel: &Kernel<'_>, _: &Options, out: &mut dyn Write) -> Result<(), Error> {
-    text::completeness(kernel.dump(), out)?;
+pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
     let linux = Linux::new(kernel);
     let mut rows = Rows::default();
     machine_rows(&linux, &mut rows);
     crash_rows(&linux, &mut rows);
     dump_rows(kernel, &mut rows);
+    if options.json {
+        let row = |(name, value): &(&str, String)| ((*name).to_owned(), value.as_str().into());
+        return text::json(&rows.0.iter().map(row).collect::<serde_json::Map<_, _>>().into(), out);
+    }
+    text::completeness(kernel.dump(), out)?;
     text::rows(&rows.0, out)
 }
 
