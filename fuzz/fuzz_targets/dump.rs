@@ -19,7 +19,9 @@ fn put(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
 fn elf(bytes: &[u8]) -> Vec<u8> {
     let count = bytes.first().copied().unwrap_or_default();
     let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
-    for (at, value) in [(16, 4), (18, 62), (20, 1), (32, 64), (52, 64), (54, 56), (56, count), (58, 64)] {
+    for (at, value) in
+        [(16, 4), (18, 62), (20, 1), (32, 64), (52, 64), (54, 56), (56, count), (58, 64)]
+    {
         put(&mut file, at, &[value, 0]);
     }
     put(&mut file, 64, bytes);
@@ -125,7 +127,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(dump) = Dump::from_bytes(file) else { return };
     let _ = (dump.completeness(), dump.notes().prstatus.len(), dump.machine());
     let starts: Vec<u64> = dump.ranges().iter().map(|range| range.start).take(64).collect();
-    for at in starts.into_iter().flat_map(|at| [at, at.wrapping_add(4095)]).chain([0, 5000, 1 << 63]) {
+    for at in
+        starts.into_iter().flat_map(|at| [at, at.wrapping_add(4095)]).chain([0, 5000, 1 << 63])
+    {
         if let Ok(run) = dump.run(PhysAddr(at), 5000) {
             assert!(!run.is_empty() && run.len() <= 5000);
         }

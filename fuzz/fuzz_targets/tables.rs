@@ -3,9 +3,14 @@
 
 #![no_main]
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use drivers::firmware::Window;
 use drivers::firmware::fdt::DeviceTree;
 use drivers::firmware::{Firmware, acpi};
 use drivers::mmio::Mmio;
+use drivers::pci::{self, ConfigSpace, Function};
 use drivers::{PhysAddr, Physical};
 use format::area::Trailer;
 use format::crc32;
@@ -139,14 +144,98 @@ fn mark(bytes: &[u8]) {
     }
 }
 
+/// Configuration space of two buses. What was not written reads as the bytes say, over and over.
+struct Configuration<'a> {
+    bytes: &'a [u8],
+    written: RefCell<BTreeMap<(Function, u16), u32>>,
+    windows: Vec<Window>,
+    accesses: Cell<u32>,
+}
+
+impl Configuration<'_> {
+    /// Bits of BARs that cannot be set, by the function and the BAR: of registers that take 16 bytes to
+    /// 2 GiB, or all of them, and none.
+    fn fixed(at: Function, offset: u16) -> u32 {
+        let size = u32::from(at.device).wrapping_mul(7).wrapping_add(u32::from(offset)) % 33;
+        if (0x10..0x28).contains(&offset) { (1u32 << size.clamp(4, 31)) - 1 } else { 0 }
+    }
+}
+
+impl ConfigSpace for Configuration<'_> {
+    fn read(&self, at: Function, offset: u16) -> u32 {
+        assert!(offset % 4 == 0 && offset < 0x1000 && at.device < 32 && at.function < 8);
+        self.accesses.set(self.accesses.get() + 1);
+        // 2 buses of 256 functions; the longest lists have 480 entries, each read a few times.
+        assert!(self.accesses.get() < 4_000_000, "it does not end");
+        if let Some(&value) = self.written.borrow().get(&(at, offset)) {
+            return value;
+        }
+        let number = usize::from(at.bus) << 8 | usize::from(at.device) << 3;
+        let place = (number + usize::from(at.function)) * 64 + usize::from(offset);
+        let byte = |index: usize| self.bytes.get((place + index) % self.bytes.len().max(1));
+        u32::from_le_bytes([0, 1, 2, 3].map(|index| byte(index).copied().unwrap_or(0xff)))
+    }
+
+    fn write(&self, at: Function, offset: u16, value: u32) {
+        assert!(offset % 4 == 0 && offset < 0x1000);
+        let fixed = Configuration::fixed(at, offset);
+        let before = self.read(at, offset);
+        let value = value & !fixed | before & fixed & 0xf;
+        self.written.borrow_mut().insert((at, offset), value);
+    }
+
+    fn buses(&self) -> (u16, u8, u8) {
+        (0, 0, 1)
+    }
+
+    fn windows(&self) -> &[Window] {
+        &self.windows
+    }
+}
+
+/// What finds, sizes and stops PCI functions.
+fn configuration(bytes: &[u8]) {
+    let Some((choice, bytes)) = bytes.split_first() else { return };
+    let window = |pci: u64, size: u64| Window {
+        pci,
+        cpu: PhysAddr(pci),
+        size,
+        prefetchable: choice & 2 != 0,
+    };
+    let windows = match choice & 1 {
+        0 => Vec::new(),
+        _ => vec![window(0xc000_0000, 0x1000_0000), window(0x40_0000_0000, 1 << 34)],
+    };
+    let (written, accesses) = (RefCell::default(), Cell::new(0));
+    let config = Configuration { bytes, written, windows, accesses };
+    let memory = Memory(Vec::new());
+    let mut functions = Vec::new();
+    pci::each_function(&config, &mut |at| functions.push(at));
+    // All of them would take long, and be alike.
+    for &at in functions.iter().take(8) {
+        let _ = pci::identity(&config, at);
+        pci::stop_messages(&config, at);
+        pci::stop_bus_master(&config, at);
+        pci::find_capability(&config, at, &mut |_, offset| {
+            assert!((0x40..0x100).contains(&offset));
+            None::<()>
+        });
+        for index in 0..7 {
+            drop(pci::map_bar(&config, &memory, at, index, 0, 0x1000));
+        }
+        pci::enable(&config, at, true);
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let Some((what, bytes)) = bytes.split_first() else { return };
-    match what % 6 {
+    match what % 7 {
         0 => acpi_tables(bytes),
         1 => drop(DeviceTree::read(bytes)),
         2 => partition_table(bytes),
         3 => drop(mbr::each_partition(MBR_SECTORS, &mut Sectors(bytes))),
         4 => handoff(bytes),
-        _ => mark(bytes),
+        5 => mark(bytes),
+        _ => configuration(bytes),
     }
 });

@@ -1,12 +1,14 @@
 //! When a target fails, the next one gets the dump; and what there is of it on the first one can be used.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use format::BLOCK;
 use format::area::{Reason, State, Trailer};
 use tests::core_file::CoreFile;
 use tests::crash::{Crashed, analyzer, bench, directory, receive_saved};
+use tests::nbd;
 use tests::stories;
 use tests::trace::{from_crash, of_analyzer};
 use xtask::dump::{DUMP, Workbench};
@@ -17,10 +19,12 @@ stories! {
     x86_64:
         disk_that_stops_answering_is_left_for_the_next_one,
         disk_that_refuses_a_write_is_left_for_the_next_one,
+        disk_that_falls_silent_at_the_last_block_is_left_for_the_next_one,
         dump_goes_over_the_line_where_there_is_no_disk,
         dump_that_runs_out_of_time_is_there_as_far_as_it_came;
     aarch64:
         disk_that_stops_answering_is_left_for_the_next_one,
+        disk_that_falls_silent_at_the_last_block_is_left_for_the_next_one,
         dump_goes_over_the_line_where_there_is_no_disk,
         dump_that_runs_out_of_time_is_there_as_far_as_it_came;
 }
@@ -101,6 +105,33 @@ fn disk_that_refuses_a_write_is_left_for_the_next_one(arch: &'static str) -> Res
     second_has_the_dump(bench, &crashed, &disks, &directory, Reason::DiskError)?;
     let state = trailer(&disks[0])?;
     ensure!((state.state, state.reason) == (State::Incomplete, Reason::DiskError), "{state:?}");
+    Ok(())
+}
+
+/// All of the dump is there, and what would say so is never written: the trailer's `complete`.
+fn disk_that_falls_silent_at_the_last_block_is_left_for_the_next_one(
+    arch: &'static str,
+) -> Result<()> {
+    /// Longer than the payload waits. A device that QEMU resets must first be rid of its requests.
+    const PATIENCE: Duration = Duration::from_secs(40);
+    let bench = bench(arch)?;
+    let directory = directory(&format!("fallback/{arch}-last-block"))?;
+    let (scenario, mut disks) = two_disks(bench, &directory)?;
+    let last = std::fs::metadata(&disks[0].image)?.len() - BLOCK;
+    let answers = move |offset: u64, bytes: &[u8]| {
+        let written = last.checked_sub(offset).and_then(|skip| bytes.get(skip as usize..));
+        let block = written.and_then(|bytes| bytes.get(..BLOCK as usize));
+        let trailer = block.and_then(|block| Trailer::parse(block).ok());
+        trailer.is_none_or(|trailer| trailer.state != State::Complete)
+    };
+    disks[0].server = Some(nbd::serve(&disks[0].image, Box::new(answers), PATIENCE)?);
+    let crashed = Crashed::new(bench, &scenario, disks.to_vec(), &directory, |_| Ok(()))?;
+    second_has_the_dump(bench, &crashed, &disks, &directory, Reason::DiskTimeout)?;
+    ensure!(trailer(&disks[0])?.state == State::Writing, "{:?}", trailer(&disks[0])?);
+    // Marked as not finished, and readable to the end.
+    let text = analyzer()?.run(&["bt"], &disks[0].image, None)?;
+    ensure!(text.starts_with("INCOMPLETE DUMP"), "{text}");
+    ensure!(!from_crash(&of_analyzer(&text)?)?.is_empty(), "{text}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod incomplete;
 pub mod listing;
 pub mod module;
+pub mod nbd;
 pub mod objects;
 pub mod peers;
 pub mod stream;

@@ -43,6 +43,8 @@ pub struct Disk {
     pub options: &'static str,
     /// A file that says which requests fail (docs/devel/testing/blkdebug.rst in QEMU 9.0).
     pub faults: Option<PathBuf>,
+    /// The socket of an NBD server that has the image, where QEMU is not to open it itself.
+    pub server: Option<PathBuf>,
 }
 
 /// What machine to start.
@@ -208,11 +210,12 @@ impl Machine<'_> {
         }
         command.args(&self.arguments);
         for (index, disk) in self.disks.iter().enumerate() {
-            let image = match &disk.faults {
-                Some(faults) => {
+            let image = match (&disk.faults, &disk.server) {
+                (_, Some(server)) => format!("nbd:unix:{}", option_value(server)),
+                (Some(faults), None) => {
                     format!("blkdebug:{}:{}", option_value(faults), option_value(&disk.image))
                 }
-                None => option_value(&disk.image),
+                (None, None) => option_value(&disk.image),
             };
             command
                 .arg("-drive")
@@ -403,5 +406,5 @@ pub fn sparse_image(path: &Path, size: u64) -> Result<Disk> {
     if size == 0 {
         bail!("a disk of no size");
     }
-    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES, faults: None })
+    Ok(Disk { image: path.to_owned(), options: KEEP_HOLES, faults: None, server: None })
 }
