@@ -223,6 +223,42 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What `--help` says of every command, as one page.
+    fn page() -> String {
+        use clap::CommandFactory;
+        let mut cli = Cli::command().term_width(100);
+        cli.build();
+        let mut page = "# The commands of host-analyzer\n\nAs `--help` shows them; `--json` is described in \
+                        [json.md](json.md). `TINYKDUMP_WRITE_DOCS=1 cargo test -p host-analyzer` writes this page.\n"
+            .to_owned();
+        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let help = command.render_long_help().to_string();
+            let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+            page += &format!("\n## {}\n\n```text\n{}\n```\n", command.get_name(), lines.join("\n"));
+        }
+        page
+    }
+
+    #[test]
+    fn page_of_the_commands_says_what_their_help_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/commands.md");
+        if std::env::var_os("TINYKDUMP_WRITE_DOCS").is_some() {
+            std::fs::write(&path, page()).unwrap();
+        }
+        assert!(
+            std::fs::read_to_string(path).unwrap() == page(),
+            "docs/commands.md is not up to date"
+        );
+    }
+
+    #[test]
+    fn overview_fits_one_screen() {
+        use clap::CommandFactory;
+        let help = Cli::command().term_width(80).render_help().to_string();
+        assert!(help.lines().count() <= 40, "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+    }
+
     fn words_of(rest: &[&str]) -> (Option<PathBuf>, Vec<String>) {
         let rest: Vec<String> = rest.iter().map(|&text| text.to_owned()).collect();
         let args = WithWords { dump: PathBuf::new(), rest, options: sys::Options::default() };

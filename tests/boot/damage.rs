@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -161,7 +161,7 @@ fn all_commands(dump: &Path) {
 
 /// Offsets in the file of the pages that commands read: those of tasks, their stacks and memory, of
 /// modules, run queues, symbols, types and unwind tables, page tables, the log and the notes.
-fn vital_pages(path: &PathBuf) -> Result<Vec<u64>> {
+fn vital_pages(path: &Path) -> Result<Vec<u64>> {
     let core = CoreFile::open(path)?;
     let dump = Dump::open(path)?;
     let kernel = Kernel::open(&dump, None)?;
