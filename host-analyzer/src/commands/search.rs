@@ -192,8 +192,7 @@ fn search_virtual(
         let max = PIECE.min((end.0 - at) as usize);
         let run = kernel.memory().bytes_up_to(VirtAddr(at), max);
         if run.is_empty() {
-            // What maps nothing is skipped page by page.
-            let Some(next) = (at / 4096 + 1).checked_mul(4096) else { break };
+            let Some(next) = behind_hole(kernel, VirtAddr(at)) else { break };
             at = next;
             continue;
         }
@@ -205,6 +204,23 @@ fn search_virtual(
         at += advance(run.len(), wanted.overlap(), is_last);
     }
     Ok(())
+}
+
+/// The next address behind one that maps nothing, or leads to what is not in the dump: as far on as the
+/// page tables tell.
+fn behind_hole(kernel: &Kernel<'_>, at: VirtAddr) -> Option<u64> {
+    let tables = kernel.memory().tables();
+    let possible = tables.next_possible(at);
+    if possible != at {
+        return Some(possible.0);
+    }
+    let mut last = None;
+    let found = tables.walk(kernel.memory().physical(), at, &mut |entry| last = Some(entry.level));
+    let span = last.map_or(1 << 12, |level| tables.span(level));
+    match found {
+        Ok(mapping) => at.0.checked_add(mapping.length.min(1 << 12)),
+        Err(_) => (at.0 / span + 1).checked_mul(span),
+    }
 }
 
 /// How far to go on after a piece: what could begin at its end is looked at again.

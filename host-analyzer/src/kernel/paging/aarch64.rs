@@ -235,6 +235,15 @@ impl PageTables for Arm64PageTables {
         self.granule.levels(self.root_bits)
     }
 
+    fn span(&self, level: u32) -> u64 {
+        1 << (self.granule.page_bits() + self.granule.level_bits() * level)
+    }
+
+    fn next_possible(&self, at: VirtAddr) -> VirtAddr {
+        let first = if self.is_of_process { 0 } else { u64::MAX << self.bits };
+        VirtAddr(at.0.max(first))
+    }
+
     fn target(&self, entry: u64) -> PhysAddr {
         PhysAddr(self.address(entry))
     }

@@ -151,6 +151,20 @@ fn addresses_outside_the_kernels_half_are_not_mapped() {
 }
 
 #[test]
+fn process_has_the_other_half_of_the_addresses() {
+    let low = 0x0000_2abc_def6_789a;
+    let world = linked(tables(Granule::Size4K, 48), low, 0, 0x5000 | PAGE);
+    let own = world.tables.of_process(world.tables.root);
+    let found = own.translate(&world.memory, VirtAddr(low)).unwrap();
+    assert_eq!(found.phys, PhysAddr(0x589a));
+    // The upper byte is the process's own to use.
+    assert_eq!(own.translate(&world.memory, VirtAddr(low | 0x12 << 56)).unwrap(), found);
+    assert!(own.translate(&world.memory, VirtAddr(low | 1 << 50)).is_err());
+    assert_eq!(world.tables.next_possible(VirtAddr(low)), VirtAddr(0xffff << 48));
+    assert_eq!(world.tables.span(1), 2 << 20);
+}
+
+#[test]
 fn absent_entry_and_absent_table_are_told_apart() {
     let narrow = tables(Granule::Size4K, 48);
     assert_eq!(walk(narrow, 0, 0x5000 | TABLE), Err(ReadError::NotMapped(VirtAddr(VIRT))));

@@ -56,6 +56,12 @@ pub trait PageTables {
     /// Levels of tables.
     fn levels(&self) -> u32;
 
+    /// Bytes that an entry maps, `level` levels above the last.
+    fn span(&self, level: u32) -> u64;
+
+    /// The lowest address that the tables may map, of those that are not below `at`.
+    fn next_possible(&self, at: VirtAddr) -> VirtAddr;
+
     /// The physical address in an entry that is not absent, of a page or of the next table.
     fn target(&self, entry: u64) -> PhysAddr;
 

@@ -100,6 +100,17 @@ impl PageTables for X86PageTables {
         self.levels
     }
 
+    fn span(&self, level: u32) -> u64 {
+        1 << (12 + 9 * level)
+    }
+
+    fn next_possible(&self, at: VirtAddr) -> VirtAddr {
+        // Both halves have all but one of the bits.
+        let half = 1u64 << (11 + 9 * self.levels);
+        let between = (half..half.wrapping_neg()).contains(&at.0);
+        if between { VirtAddr(half.wrapping_neg()) } else { at }
+    }
+
     fn target(&self, entry: u64) -> PhysAddr {
         PhysAddr(entry & self.address)
     }
@@ -165,6 +176,18 @@ mod tests {
         let (memory, mut tables) = linked(5, 0, 1 << 63 | 1 << 51 | 0x5000 | 0xe7f);
         tables.address &= !(1 << 51);
         assert_eq!(tables.translate(&memory, VirtAddr(VIRT)).unwrap().phys, PhysAddr(0x5cde));
+    }
+
+    #[test]
+    fn what_no_table_can_map_lies_between_the_halves() {
+        let next =
+            |levels, at| X86PageTables::new(PhysAddr(0), levels, 0).next_possible(VirtAddr(at)).0;
+        assert_eq!(next(4, 0x7fff_ffff_f000), 0x7fff_ffff_f000);
+        assert_eq!(next(4, 0x8000_0000_0000), 0xffff_8000_0000_0000);
+        assert_eq!(next(4, 0xffff_8000_0000_0000), 0xffff_8000_0000_0000);
+        assert_eq!(next(5, 0x8000_0000_0000), 0x8000_0000_0000);
+        assert_eq!(next(5, 0x0100_0000_0000_0000), 0xff00_0000_0000_0000);
+        assert_eq!(X86PageTables::new(PhysAddr(0), 4, 0).span(1), 2 << 20);
     }
 
     #[test]
