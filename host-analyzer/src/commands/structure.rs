@@ -6,7 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::kernel::Kernel;
-use crate::kernel::btf::{Btf, Field, Member, Structure, Type, TypeId};
+use crate::kernel::btf::{Btf, Field};
+use crate::kernel::types::{Member, Structure, Type, TypeId, Types};
 use crate::linux::Linux;
 use crate::render::text;
 use crate::render::value::{Radix, Values, declaration};

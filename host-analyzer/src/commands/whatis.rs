@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::Error;
 use crate::kernel::Kernel;
-use crate::kernel::btf::{Btf, Type, TypeId};
+use crate::kernel::btf::Btf;
+use crate::kernel::types::{Type, TypeId, Types};
 use crate::render::text;
 use crate::render::value::declaration;
 

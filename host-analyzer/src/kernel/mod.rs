@@ -16,7 +16,7 @@ pub mod paging;
 mod scan;
 pub mod sparse;
 pub mod symbols;
-pub mod value;
+pub mod types;
 pub mod virt;
 pub mod vmcoreinfo;
 pub mod vmlinux;

@@ -1,6 +1,7 @@
 //! Who uses a module, and what else `mod` tells of it.
 
 use crate::kernel::Kernel;
+use crate::kernel::types::Types;
 use crate::{Error, ReadError, VirtAddr, bytes};
 
 use super::list;

@@ -1,6 +1,7 @@
 //! What `ps` tells of a task besides its name: its parent, its memory, whether it is the kernel's own.
 
 use crate::kernel::Kernel;
+use crate::kernel::types::Types;
 use crate::kernel::virt::VirtualMemory;
 use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 

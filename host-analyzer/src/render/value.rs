@@ -5,8 +5,7 @@ use std::fmt::Write;
 use serde_json::json;
 
 use crate::VirtAddr;
-use crate::kernel::btf::{Btf, Structure, Type, TypeId};
-use crate::kernel::value::Value;
+use crate::kernel::types::{Structure, Type, TypeId, Types, Value};
 use crate::linux::Linux;
 
 /// Base of the numbers that are shown.
@@ -169,7 +168,7 @@ fn quoted(bytes: &[u8]) -> String {
 /// How a structure or union is declared. With `offsets`, each member's place, from `base` on, stands in
 /// front of it.
 #[must_use]
-pub fn declaration(types: &Btf<'_>, structure: &Structure, offsets: Option<u64>) -> String {
+pub fn declaration(types: &dyn Types, structure: &Structure, offsets: Option<u64>) -> String {
     let keyword = if structure.union { "union" } else { "struct" };
     let mut text = format!("{keyword} {} {{\n", structure.name).replace("  ", " ");
     members(types, structure, offsets, 1, 0, &mut text);
@@ -177,7 +176,7 @@ pub fn declaration(types: &Btf<'_>, structure: &Structure, offsets: Option<u64>)
 }
 
 fn members(
-    types: &Btf<'_>,
+    types: &dyn Types,
     structure: &Structure,
     offsets: Option<u64>,
     depth: usize,
@@ -217,7 +216,7 @@ fn members(
 
 /// The structure without a name that a member is (or an array of), and what stands around the member's
 /// name, `@`.
-fn nameless(types: &Btf<'_>, mut id: TypeId) -> Option<(Structure, String)> {
+fn nameless(types: &dyn Types, mut id: TypeId) -> Option<(Structure, String)> {
     let mut around = "@".to_owned();
     for _ in 0..8 {
         match types.get(id) {

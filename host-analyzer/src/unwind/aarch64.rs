@@ -7,6 +7,7 @@
 //! that was interrupted without a record of its own is found ([`super::prologue`]).
 
 use crate::kernel::Kernel;
+use crate::kernel::types::Types;
 use crate::linux::Linux;
 use crate::linux::stacks::{Stack, Stacks};
 use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};

@@ -7,6 +7,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 
 use crate::kernel::Kernel;
+use crate::kernel::types::Types;
 use crate::linux::Linux;
 use crate::linux::stacks::{Stack, Stacks};
 use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};

@@ -4,14 +4,13 @@
 //! notes where each begins; structures are decoded when they are asked for.
 
 mod decode;
-mod names;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::bytes::{self, u32_at};
 
-pub use decode::{Enumeration, Integer, Member, Prototype, Structure, Type, bit_field, integer};
+use super::types::TypeId;
 
 const MAGIC: u16 = 0xeb9f;
 /// Size of struct btf_type, which every record begins with.
@@ -43,10 +42,6 @@ mod kind {
     pub const TYPE_TAG: u32 = 18;
     pub const ENUM64: u32 = 19;
 }
-
-/// A type's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TypeId(pub u32);
 
 /// A member of a structure, perhaps a nested one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,12 +215,6 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Size of a type in bytes; 8 for pointers.
-    #[must_use]
-    pub fn size_of(&self, id: TypeId) -> Option<usize> {
-        self.size_at_depth(id, 0)
-    }
-
     fn size_at_depth(&self, id: TypeId, depth: u32) -> Option<usize> {
         let record = self.resolve(id)?;
         match record.kind {
@@ -333,6 +322,7 @@ impl Record {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::types::Types;
     use super::*;
 
     /// ```c
