@@ -288,7 +288,7 @@ mod tests {
     use crate::VirtAddr;
     use crate::kernel::dwarf::SourceFrame;
     use crate::linux::Place;
-    use crate::unwind::{Frame, FrameKind, Register};
+    use crate::unwind::{Frame, FrameKind, Register, Registers};
 
     fn shown(write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) -> String {
         let mut out = Vec::new();
@@ -302,6 +302,7 @@ mod tests {
             kind: FrameKind::ReturnAddress,
             at: VirtAddr(0xffff_c900_001b_7d50),
             exception,
+            registers: Registers::default(),
             caller: CallerBy::Tables,
         };
         let module = Some("fuse".to_owned());

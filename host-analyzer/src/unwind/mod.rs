@@ -6,6 +6,7 @@
 mod aarch64;
 pub mod orc;
 pub mod prologue;
+pub mod registers;
 #[cfg(test)]
 mod tests;
 mod x86_64;
@@ -16,6 +17,7 @@ use crate::linux::Linux;
 use crate::linux::stacks::{Stack, Stacks};
 
 pub use aarch64::{Arm64Registers, Arm64Unwinder};
+pub use registers::Registers;
 pub use x86_64::{X86Registers, X86Unwinder};
 
 /// A register and its value.
@@ -81,6 +83,9 @@ pub struct Frame {
     pub at: VirtAddr,
     /// The exception frame that this frame's registers come from, if they do.
     pub exception: Option<ExceptionFrame>,
+    /// What is known of its registers without debug information: all of them with [`FrameKind::Registers`],
+    /// else the stack or frame pointer, and what a task saved when it stopped running.
+    pub registers: Registers,
     /// How the way to its caller was found.
     pub caller: CallerBy,
 }

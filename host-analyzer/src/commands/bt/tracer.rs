@@ -6,7 +6,7 @@ use crate::linux::stacks::{Stack, Stacks};
 use crate::linux::task::Task;
 use crate::linux::{Linux, Place};
 use crate::source::Prstatus;
-use crate::unwind::{self, CallerBy, End, Frame, FrameKind, Start, Trace, Unwinder};
+use crate::unwind::{self, CallerBy, End, Frame, FrameKind, Registers, Start, Trace, Unwinder};
 
 /// Whose backtrace it is.
 #[derive(Clone, Debug)]
@@ -135,11 +135,13 @@ impl<'k, 'd> Tracer<'k, 'd> {
             let known = self.linux.code(pc.back(1)).is_some();
             let (kind, exception) = (FrameKind::ReturnAddress, None);
             let caller = CallerBy::Scan;
+            let registers = Registers::default();
             (known && self.unwinder.follows_a_call(pc)).then_some(Frame {
                 pc,
                 kind,
                 at,
                 exception,
+                registers,
                 caller,
             })
         };

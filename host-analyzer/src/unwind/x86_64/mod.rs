@@ -3,6 +3,8 @@
 //! The rules are those of arch/x86/kernel/unwind_orc.c, 6.1 and 6.12; the layout of saved
 //! registers that of struct pt_regs (arch/x86/include/asm/ptrace.h).
 
+mod registers;
+
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 
@@ -14,123 +16,17 @@ use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::orc::{self, Base, Entry, Found, Kind, Table, Version};
 use super::{
-    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace,
+    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Registers, Start, Trace,
     Unwinder,
 };
+use registers::{HARDWARE_FRAME, NUMBER_BP, NUMBER_SP, PT_REGS, plausible, reg};
 
-/// Words of struct pt_regs.
-const PT_REGS: usize = 21;
-/// Index of the first word that the hardware saves (ip, cs, flags, sp, ss).
-const HARDWARE_FRAME: usize = 16;
+pub use registers::X86Registers;
 
 /// IRQ_STACK_SIZE (arch/x86/include/asm/page_64_types.h, 6.1), without KASAN.
 const IRQ_STACK_SIZE: u64 = 16 << 10;
 /// The exception stacks of struct cea_exception_stacks (arch/x86/include/asm/cpu_entry_area.h).
 const EXCEPTION_STACKS: [&str; 5] = ["DF", "NMI", "DB", "MCE", "VC"];
-
-/// Indices into struct pt_regs.
-mod reg {
-    pub const R13: usize = 2;
-    pub const BP: usize = 4;
-    pub const R10: usize = 7;
-    pub const DX: usize = 12;
-    pub const DI: usize = 14;
-    pub const IP: usize = 16;
-    pub const CS: usize = 17;
-    pub const FLAGS: usize = 18;
-    pub const SP: usize = 19;
-}
-
-/// Name and index in struct pt_regs, in the order in which crash prints them.
-const PRINTED: [(&str, usize); PT_REGS] = [
-    ("RIP", 16),
-    ("RSP", 19),
-    ("RFLAGS", 18),
-    ("RAX", 10),
-    ("RBX", 5),
-    ("RCX", 11),
-    ("RDX", 12),
-    ("RSI", 13),
-    ("RDI", 14),
-    ("RBP", 4),
-    ("R8", 9),
-    ("R9", 8),
-    ("R10", 7),
-    ("R11", 6),
-    ("R12", 3),
-    ("R13", 2),
-    ("R14", 1),
-    ("R15", 0),
-    ("ORIG_RAX", 15),
-    ("CS", 17),
-    ("SS", 20),
-];
-
-/// struct pt_regs, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct X86Registers {
-    words: [u64; PT_REGS],
-    /// Whether only the part that the hardware saves is known.
-    partial: bool,
-}
-
-impl X86Registers {
-    /// Reads a complete struct pt_regs (or the registers of a PRSTATUS note, which begin alike).
-    #[must_use]
-    pub fn parse(raw: &[u8]) -> Option<X86Registers> {
-        let mut words = [0; PT_REGS];
-        for (index, word) in words.iter_mut().enumerate() {
-            *word = bytes::u64_at(raw, index * 8)?;
-        }
-        Some(X86Registers { words, partial: false })
-    }
-
-    fn parse_hardware_frame(raw: &[u8]) -> Option<X86Registers> {
-        let mut words = [0; PT_REGS];
-        for (index, word) in words[HARDWARE_FRAME..].iter_mut().enumerate() {
-            *word = bytes::u64_at(raw, index * 8)?;
-        }
-        Some(X86Registers { words, partial: true })
-    }
-
-    /// The program counter.
-    #[must_use]
-    pub fn pc(&self) -> VirtAddr {
-        VirtAddr(self.words[reg::IP])
-    }
-
-    /// The stack pointer.
-    #[must_use]
-    pub fn sp(&self) -> VirtAddr {
-        VirtAddr(self.words[reg::SP])
-    }
-
-    /// Whether the registers are those of user mode.
-    #[must_use]
-    pub fn user(&self) -> bool {
-        self.words[reg::CS] & 3 != 0
-    }
-
-    fn get(&self, index: usize) -> Option<u64> {
-        (!self.partial || index >= HARDWARE_FRAME).then(|| self.words[index])
-    }
-
-    /// The registers as they are printed.
-    #[must_use]
-    pub fn exception_frame(&self, at: VirtAddr) -> ExceptionFrame {
-        let print = |&(name, index): &(&'static str, usize)| {
-            let (digits, mask) = match name {
-                // From 6.9 on the upper parts of these words hold other things (FRED).
-                "CS" | "SS" => (4, 0xffff),
-                "RFLAGS" => (8, u64::MAX),
-                _ => (16, u64::MAX),
-            };
-            Some(Register { name, value: self.get(index)? & mask, digits })
-        };
-        let registers = PRINTED.iter().filter_map(print).collect();
-        ExceptionFrame { at, user: self.user(), registers }
-    }
-}
 
 /// Unwinds by the ORC tables of the kernel and its modules.
 pub struct X86Unwinder<'k, 'd> {
@@ -158,6 +54,27 @@ struct State {
     bp: Option<u64>,
     /// All registers, right after an exception frame.
     registers: Option<Box<X86Registers>>,
+    /// What a task saved when it stopped running.
+    saved: Option<Box<Registers>>,
+}
+
+impl State {
+    fn new(pc: VirtAddr, kind: FrameKind, sp: VirtAddr, bp: Option<u64>) -> State {
+        State { pc, kind, sp, bp, registers: None, saved: None }
+    }
+
+    /// What is known of the registers.
+    fn known(&self) -> Registers {
+        let mut known = match (&self.registers, &self.saved) {
+            (Some(all), _) => all.numbered(),
+            (None, saved) => saved.as_deref().copied().unwrap_or_default(),
+        };
+        known.set(NUMBER_SP, self.sp.0);
+        if let Some(bp) = self.bp {
+            known.set(NUMBER_BP, bp);
+        }
+        known
+    }
 }
 
 /// What a step came to.
@@ -254,6 +171,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
     /// What a task saved when it stopped running: its thread.sp points to a struct
     /// inactive_task_frame (arch/x86/include/asm/switch_to.h): r15 r14 r13 r12 bx bp, return address.
     fn saved(&self, task: VirtAddr) -> Result<State, String> {
+        const NUMBERS: [u16; 6] = [15, 14, 13, 12, 3, NUMBER_BP];
         const BP: u64 = 5 * 8;
         const RETURN_ADDRESS: u64 = 6 * 8;
         let lost = |error: ReadError| format!("its saved registers are lost: {error}");
@@ -263,12 +181,15 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         let sp = memory.pointer(task.offset(member)).map_err(lost)?;
         let pc = memory.pointer(sp.offset(RETURN_ADDRESS)).map_err(lost)?;
         let bp = memory.u64(sp.offset(BP)).map_err(lost)?;
+        let word =
+            |(index, number): (u64, u16)| Some((number, memory.u64(sp.offset(index * 8)).ok()?));
+        let saved = Some(Box::new((0..).zip(NUMBERS).filter_map(word).collect()));
         // A task that never ran "returns" to the very start of ret_from_fork.
         let place = self.linux.place(pc);
         let never_ran = place.is_some_and(|place| place.offset == 0);
         let kind = if never_ran { FrameKind::Registers } else { FrameKind::ReturnAddress };
         let sp = sp.offset(RETURN_ADDRESS + 8);
-        Ok(State { pc, kind, sp, bp: Some(bp), registers: None })
+        Ok(State { pc, kind, sp, bp: Some(bp), registers: None, saved })
     }
 
     fn begin(&self, start: Start<'_>) -> Result<Step, String> {
@@ -284,7 +205,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
             }
             Start::Instruction(pc, sp) => (pc, FrameKind::Registers, sp),
         };
-        Ok(Step::To(State { pc, kind, sp, bp: None, registers: None }, None))
+        Ok(Step::To(State::new(pc, kind, sp, None), None))
     }
 
     fn step(&self, state: &State, frame: &mut Frame) -> Result<Step, String> {
@@ -319,7 +240,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
                 let pc = memory.pointer(cfa.back(8)).map_err(lost)?;
                 let bp = self.frame_pointer(state, rule, cfa);
                 let kind = FrameKind::ReturnAddress;
-                Ok(Step::To(State { pc, kind, sp: cfa, bp, registers: None }, None))
+                Ok(Step::To(State::new(pc, kind, cfa, bp), None))
             }
         }
     }
@@ -342,10 +263,7 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
                 Ok(true) => {
                     let sp = state.sp.offset(index as u64 * 8 + 8);
                     let (pc, kind) = (VirtAddr(word), FrameKind::ReturnAddress);
-                    return Ok(Step::To(
-                        State { pc, kind, sp, bp: state.bp, registers: None },
-                        None,
-                    ));
+                    return Ok(Step::To(State::new(pc, kind, sp, state.bp), None));
                 }
                 Err(error) => {
                     return Err(format!("whether {word:#x} called it cannot be told: {error}"));
@@ -428,28 +346,8 @@ fn from_exception(registers: X86Registers, bp: Option<u64>, at: VirtAddr) -> Ste
         return Step::End(End::UserMode(frame));
     }
     let (pc, sp, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
-    Step::To(State { pc, kind, sp, bp, registers: Some(Box::new(registers)) }, Some(frame))
-}
-
-/// What looks like the registers of an exception, by what the hardware and the kernel always have there:
-/// selectors, fixed bits of RFLAGS (Intel SDM volume 1, 3.4.3), and addresses of the right kind.
-fn plausible(registers: &X86Registers, is_text: impl Fn(VirtAddr) -> bool) -> bool {
-    const FIXED: u64 = 1 << 1;
-    const NEVER: u64 = !0x0020_0fd7 & !(0x3f << 16) & !0x7000;
-    const KERNEL_CODE: u64 = 0x10;
-    const USER_CODE: [u64; 2] = [0x33, 0x23];
-    let word = |index: usize| registers.words[index];
-    // From 6.9 on the upper parts of the selectors hold other things (FRED).
-    let (code, flags) = (word(reg::CS) & 0xffff, word(reg::FLAGS));
-    if flags & FIXED == 0 || flags & NEVER != 0 {
-        return false;
-    }
-    let (pc, sp) = (registers.pc(), registers.sp());
-    match code {
-        KERNEL_CODE => sp.0 >> 63 == 1 && is_text(pc),
-        _ if USER_CODE.contains(&code) => sp.0 >> 56 == 0 && pc.0 >> 56 == 0 && pc.0 != 0,
-        _ => false,
-    }
+    let registers = Some(Box::new(registers));
+    Step::To(State { registers, ..State::new(pc, kind, sp, bp) }, Some(frame))
 }
 
 impl Unwinder for X86Unwinder<'_, '_> {
@@ -586,5 +484,6 @@ fn frame_of(state: &State, exception: Option<ExceptionFrame>) -> Frame {
         FrameKind::Registers => state.sp,
         FrameKind::ReturnAddress => state.sp.back(8),
     };
-    Frame { pc: state.pc, kind: state.kind, at, exception, caller: CallerBy::Tables }
+    let registers = state.known();
+    Frame { pc: state.pc, kind: state.kind, at, exception, registers, caller: CallerBy::Tables }
 }

@@ -6,6 +6,8 @@
 //! arch/arm64/kernel/stacktrace.c and entry.S, 6.1 to 6.14; beyond them, the caller of a function
 //! that was interrupted without a record of its own is found ([`super::prologue`]).
 
+mod registers;
+
 use crate::kernel::Kernel;
 use crate::kernel::types::Types;
 use crate::linux::Linux;
@@ -14,118 +16,12 @@ use crate::{Error, ReadContext, ReadError, VirtAddr, bytes};
 
 use super::prologue::{self, Record};
 use super::{
-    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Register, Start, Trace,
+    CallerBy, Climb, End, ExceptionFrame, Frame, FrameKind, MAX_FRAMES, Registers, Start, Trace,
     Unwinder,
 };
+use registers::{LEVEL, REGISTERS, reg};
 
-/// Words of struct user_pt_regs (arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.
-const REGISTERS: usize = 34;
-
-/// Indices into it.
-mod reg {
-    pub const FP: usize = 29;
-    pub const LR: usize = 30;
-    pub const SP: usize = 31;
-    pub const PC: usize = 32;
-    pub const PSTATE: usize = 33;
-}
-
-/// The bits of PSTATE that say at which exception level the CPU was (M[3:2]; 0 is user mode, in
-/// AArch32 state too).
-const LEVEL: u64 = 0xc;
-
-/// Name and index in struct user_pt_regs, in the order in which crash prints them.
-const PRINTED: [(&str, usize); REGISTERS - 1] = [
-    ("PC", 32),
-    ("LR", 30),
-    ("SP", 31),
-    ("X29", 29),
-    ("X28", 28),
-    ("X27", 27),
-    ("X26", 26),
-    ("X25", 25),
-    ("X24", 24),
-    ("X23", 23),
-    ("X22", 22),
-    ("X21", 21),
-    ("X20", 20),
-    ("X19", 19),
-    ("X18", 18),
-    ("X17", 17),
-    ("X16", 16),
-    ("X15", 15),
-    ("X14", 14),
-    ("X13", 13),
-    ("X12", 12),
-    ("X11", 11),
-    ("X10", 10),
-    ("X9", 9),
-    ("X8", 8),
-    ("X7", 7),
-    ("X6", 6),
-    ("X5", 5),
-    ("X4", 4),
-    ("X3", 3),
-    ("X2", 2),
-    ("X1", 1),
-    ("X0", 0),
-];
-
-/// struct pt_regs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arm64Registers {
-    words: [u64; REGISTERS],
-    /// orig_x0 and syscallno, where there are such.
-    call: Option<(u64, u32)>,
-}
-
-impl Arm64Registers {
-    /// Reads the registers of a PRSTATUS note, or the beginning of a struct pt_regs.
-    #[must_use]
-    pub fn parse(raw: &[u8]) -> Option<Arm64Registers> {
-        let mut words = [0; REGISTERS];
-        for (index, word) in words.iter_mut().enumerate() {
-            *word = bytes::u64_at(raw, index * 8)?;
-        }
-        Some(Arm64Registers { words, call: None })
-    }
-
-    /// The program counter.
-    #[must_use]
-    pub fn pc(&self) -> VirtAddr {
-        VirtAddr(self.words[reg::PC])
-    }
-
-    /// The stack pointer.
-    #[must_use]
-    pub fn sp(&self) -> VirtAddr {
-        VirtAddr(self.words[reg::SP])
-    }
-
-    /// Whether the registers are those of user mode. A kernel thread has none: all its words are 0.
-    #[must_use]
-    pub fn user(&self) -> bool {
-        let nothing = self.words[reg::PC] == 0 && self.words[reg::SP] == 0;
-        self.words[reg::PSTATE] & LEVEL == 0 && !nothing
-    }
-
-    /// The registers as they are printed.
-    #[must_use]
-    pub fn exception_frame(&self, at: VirtAddr) -> ExceptionFrame {
-        let wide = |(name, index): (&'static str, usize)| Register {
-            name,
-            value: self.words[index],
-            digits: 16,
-        };
-        let mut registers: Vec<Register> = PRINTED.into_iter().map(wide).collect();
-        if let Some((first, number)) = self.call.filter(|_| self.user()) {
-            registers.push(Register { name: "ORIG_X0", value: first, digits: 16 });
-            registers.push(Register { name: "SYSCALLNO", value: u64::from(number), digits: 8 });
-        }
-        registers.push(Register { name: "PSTATE", value: self.words[reg::PSTATE], digits: 8 });
-        ExceptionFrame { at, user: self.user(), registers }
-    }
-}
+pub use registers::Arm64Registers;
 
 /// Where things lie in struct pt_regs, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +78,20 @@ struct State {
     used: VirtAddr,
     /// All registers, right after an exception.
     registers: Option<Box<Arm64Registers>>,
+    /// What a task saved when it stopped running.
+    saved: Option<Box<Registers>>,
+}
+
+impl State {
+    /// What is known of the registers.
+    fn known(&self) -> Registers {
+        let mut known = match &self.registers {
+            Some(all) => (0..=reg::SP as u16).zip(all.words).collect(),
+            None => self.saved.as_deref().copied().unwrap_or_default(),
+        };
+        known.set(reg::FP as u16, self.record.0);
+        known
+    }
 }
 
 /// What a step came to.
@@ -231,7 +141,11 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         let never_ran = self.linux.place(pc).is_some_and(|place| place.offset == 0);
         let kind = if never_ran { FrameKind::Registers } else { FrameKind::ReturnAddress };
         let record = VirtAddr(word("fp")?);
-        Ok(State { pc, kind, at: sp, record, used: sp.back(1), registers: None })
+        let kept = (19..29).map(|number| Some((number, word(&format!("x{number}")).ok()?)));
+        let mut saved: Registers = kept.flatten().collect();
+        saved.set(reg::SP as u16, sp.0);
+        let saved = Some(Box::new(saved));
+        Ok(State { pc, kind, at: sp, record, used: sp.back(1), registers: None, saved })
     }
 
     fn begin(&self, start: Start<'_>) -> Result<Step, String> {
@@ -248,11 +162,13 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
                 let pc = self.unsigned(memory.u64(at).map_err(lost)?);
                 let record = memory.pointer(at.back(8)).map_err(lost)?;
                 let (kind, used) = (FrameKind::ReturnAddress, at.offset(7));
-                Step::To(State { pc, kind, at, record, used, registers: None }, None)
+                let (registers, saved) = (None, None);
+                Step::To(State { pc, kind, at, record, used, registers, saved }, None)
             }
             Start::Instruction(pc, record) => {
                 let (kind, used) = (FrameKind::Registers, record.back(1));
-                Step::To(State { pc, kind, at: record, record, used, registers: None }, None)
+                let (registers, saved) = (None, None);
+                Step::To(State { pc, kind, at: record, record, used, registers, saved }, None)
             }
         })
     }
@@ -296,7 +212,8 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
             _ => {
                 let (pc, kind) = (self.unsigned(lr), FrameKind::ReturnAddress);
                 let used = at.offset(15);
-                let next = State { pc, kind, at: at.offset(8), record, used, registers: None };
+                let (at, registers, saved) = (at.offset(8), None, None);
+                let next = State { pc, kind, at, record, used, registers, saved };
                 return Ok(Step::To(next, None));
             }
         };
@@ -369,8 +286,8 @@ fn from_exception(registers: Arm64Registers, base: VirtAddr, used: VirtAddr) -> 
     }
     let (pc, at, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
     let record = VirtAddr(registers.words[reg::FP]);
-    let registers = Some(Box::new(registers));
-    Step::To(State { pc, kind, at, record, used, registers }, Some(frame))
+    let (registers, saved) = (Some(Box::new(registers)), None);
+    Step::To(State { pc, kind, at, record, used, registers, saved }, Some(frame))
 }
 
 impl Arm64Unwinder<'_, '_> {
@@ -540,6 +457,7 @@ impl Arm64Unwinder<'_, '_> {
                 kind: state.kind,
                 at: state.at,
                 exception: exception.take(),
+                registers: state.known(),
                 caller: CallerBy::Tables,
             };
             let step = self.step(&state, &mut frame);
