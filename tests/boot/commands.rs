@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::crash::{Dumped, analyzer, bench, once};
 use tests::objects::{self, Objects, difference};
-use tests::stories;
+use tests::{stories, variables};
 use xtask::guest::Scenario;
 
 stories! {
@@ -15,11 +15,13 @@ stories! {
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
+        arguments_and_locals_are_those_that_drgn_reads,
         options_of_bt_show_the_stack_that_the_frames_are_on;
     aarch64:
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
+        arguments_and_locals_are_those_that_drgn_reads,
         options_of_bt_show_the_stack_that_the_frames_are_on;
 }
 
@@ -131,6 +133,39 @@ fn addresses_lead_where_drgn_says(arch: &'static str) -> Result<()> {
             let ours = hexadecimal(&said[0]["physical"]);
             ensure!(ours == Some(*theirs), "{at:#x} leads to {theirs:#x}, we say {said}");
         }
+    }
+    Ok(())
+}
+
+/// Of all tasks, with vmlinux; and what only callers know.
+fn arguments_and_locals_are_those_that_drgn_reads(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let (dump, vmlinux) = (&crash.dumped.dump, crash.dumped.vmlinux()?);
+        let said = |options: &[&str]| {
+            let mut run = analyzer()?.command(&["bt", "--json", "--args"], dump, Some(vmlinux));
+            let text = xtask::process::output(run.args(options))?;
+            serde_json::from_str::<Value>(&text).with_context(|| text)
+        };
+        let all = said(&["--locals", "--all-tasks"])?;
+        let fixtures = &crash.dumped.bench.fixtures;
+        let compared = variables::compare(fixtures, dump, vmlinux, &all)?;
+        ensure!(compared.equal > 500, "few of them: {compared:?}");
+        ensure!(compared.passed > 5, "little from callers: {compared:?}");
+
+        // SysRq's key, which its handler never looks at; and the file that was written to: every function
+        // on the way is given the same one.
+        let crashed = said(&[])?;
+        let frames = crashed["backtraces"][0]["frames"].as_array().context("no frames")?;
+        let argument = |function: &str, name: &str| {
+            let frame = frames.iter().find(|it| it["function"] == function);
+            let arguments = frame.and_then(|frame| frame["arguments"].as_array());
+            let found = arguments.into_iter().flatten().find(|it| it["name"] == name);
+            found.map(|it| it["value"].clone()).with_context(|| format!("{crashed:#}"))
+        };
+        ensure!(argument("sysrq_handle_crash", "key")? == u32::from(b'c'), "{crashed:#}");
+        let written = argument("vfs_write", "file")?;
+        ensure!(written.is_string(), "{crashed:#}");
+        ensure!(argument("write_sysrq_trigger", "file")? == written, "{crashed:#}");
     }
     Ok(())
 }

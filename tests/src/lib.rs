@@ -17,4 +17,5 @@ pub mod objects;
 pub mod peers;
 pub mod stream;
 pub mod trace;
+pub mod variables;
 pub mod wire;

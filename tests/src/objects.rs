@@ -10,13 +10,9 @@ use xtask::fixtures::Fixtures;
 
 use crate::peers::drgn_says;
 
-/// Structures as JSON in the way of `host-analyzer struct --json`.
-const SCRIPT: &str = "\
+/// Objects as JSON in the way of `host-analyzer struct --json`.
+pub(crate) const PLAIN: &str = "\
 from drgn import TypeKind, cast, Object
-from drgn.helpers.linux.fs import d_path, for_each_file, inode_path
-from drgn.helpers.linux.mm import for_each_vma, virt_to_phys, follow_phys
-from drgn.helpers.linux.module import for_each_module
-from drgn.helpers.linux.pid import find_task
 def bare(kind):
     while kind.kind == TypeKind.TYPEDEF:
         kind = kind.type
@@ -32,7 +28,7 @@ def plain(it):
         out = {}
         for member in kind.members:
             if member.name is None:
-                inner = Object(prog=program, type=member.type, address=it.address_ + member.offset)
+                inner = Object(program, member.type, address=it.address_ + member.offset)
                 out.update(plain(inner))
             else:
                 out[member.name] = plain(it.member_(member.name))
@@ -51,6 +47,14 @@ def plain(it):
     if kind.size == 16:
         return hex(it.value_() % 2**128)
     return it.value_()
+";
+
+/// What is read.
+const SCRIPT: &str = "\
+from drgn.helpers.linux.fs import d_path, for_each_file, inode_path
+from drgn.helpers.linux.mm import for_each_vma, virt_to_phys, follow_phys
+from drgn.helpers.linux.module import for_each_module
+from drgn.helpers.linux.pid import find_task
 init = find_task(program, 1)
 first_module = next(iter(for_each_module(program)))
 objects = {
@@ -116,7 +120,7 @@ pub struct Objects {
 /// # Errors
 /// When drgn cannot be had or does not open the dump.
 pub fn of_drgn(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<Objects> {
-    drgn_says(fixtures, &format!("{MAPPED}{SCRIPT}"), dump, vmlinux)
+    drgn_says(fixtures, &format!("{MAPPED}{PLAIN}{SCRIPT}"), dump, vmlinux)
 }
 
 /// The first place where two documents differ: a path, and both values.

@@ -13,6 +13,7 @@ pub mod kallsyms;
 mod kallsyms_search;
 pub mod machine;
 pub mod paging;
+pub mod registers;
 mod scan;
 pub mod sparse;
 pub mod symbols;
@@ -188,9 +189,14 @@ impl<'d> Kernel<'d> {
     /// each with its line. Empty without a vmlinux.
     #[must_use]
     pub fn source_frames(&self, pc: VirtAddr) -> Vec<SourceFrame> {
-        let Some(vmlinux) = self.vmlinux else { return Vec::new() };
-        let offset = self.info.kernel_offset();
-        self.debug.get_or_init(|| DebugInfo::new(vmlinux, offset)).frames(pc)
+        self.debug_info().map(|debug| debug.frames(pc)).unwrap_or_default()
+    }
+
+    /// The debug information, when a vmlinux was given.
+    #[must_use]
+    pub fn debug_info(&self) -> Option<&DebugInfo<'d>> {
+        let (vmlinux, offset) = (self.vmlinux?, self.info.kernel_offset());
+        Some(self.debug.get_or_init(|| DebugInfo::new(vmlinux, offset)))
     }
 
     /// The dump it was found in.

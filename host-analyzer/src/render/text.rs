@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::Error;
-use crate::commands::bt::{Backtrace, Owner, Row};
+use crate::commands::bt::{Backtrace, OfFunction, Owner, Row, own_variables};
 use crate::kernel::dwarf::Position;
 use crate::linux::printk::Record;
 use crate::linux::task::Task;
@@ -162,10 +162,11 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         writeln!(out, "--- <{stack} stack> ---")?;
     }
     let (at, pc) = (row.frame.at, row.frame.pc);
-    for inlined in row.source.iter().filter(|source| source.inlined) {
+    for (index, inlined) in row.source.iter().enumerate().filter(|(_, source)| source.inlined) {
         let name = inlined.function.as_deref().unwrap_or("(unknown)");
         let position = position(&inlined.position);
         writeln!(out, "    [inlined]          {name} at {pc:016x}{position}")?;
+        variables(row.variables.get(index), out)?;
     }
     let own = row.source.iter().find(|source| !source.inlined);
     let position = own.map(|source| position(&source.position)).unwrap_or_default();
@@ -178,8 +179,15 @@ fn frame(number: usize, row: &Row, out: &mut dyn Write) -> Result<(), Error> {
         CallerBy::Uncertain => "  (interrupted perhaps without a frame: its caller may be missing)",
     };
     let number = format!("#{number}");
-    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")
-        .map_err(Error::from)
+    writeln!(out, "{number:>3} [{at:016x}] {name} at {pc:016x}{position}{guess}")?;
+    variables(own_variables(&row.source, &row.variables), out)
+}
+
+fn variables(of: Option<&OfFunction>, out: &mut dyn Write) -> Result<(), Error> {
+    for line in of.iter().flat_map(|it| it.lines()) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
 }
 
 /// The function of a frame and where in it, as frames show it.
@@ -307,7 +315,7 @@ mod tests {
         };
         let module = Some("fuse".to_owned());
         let place = Some(Place { name: "fuse_dev_do_read".to_owned(), offset: 0xa29, module });
-        Row { frame, place, source: Vec::new(), left_stack: None }
+        Row { frame, place, source: Vec::new(), left_stack: None, variables: Vec::new() }
     }
 
     #[test]

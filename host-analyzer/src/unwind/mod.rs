@@ -6,18 +6,18 @@
 mod aarch64;
 pub mod orc;
 pub mod prologue;
-pub mod registers;
 #[cfg(test)]
 mod tests;
+pub mod views;
 mod x86_64;
 
 use crate::VirtAddr;
 use crate::kernel::machine::Machine;
+pub use crate::kernel::registers::Registers;
 use crate::linux::Linux;
 use crate::linux::stacks::{Stack, Stacks};
 
 pub use aarch64::{Arm64Registers, Arm64Unwinder};
-pub use registers::Registers;
 pub use x86_64::{X86Registers, X86Unwinder};
 
 /// A register and its value.

@@ -11,7 +11,8 @@ use crate::source::Completeness;
 use crate::unwind::{CallerBy, End, ExceptionFrame};
 use crate::{Error, VirtAddr};
 
-use super::{Backtrace, Owner, Row};
+use super::variables::own_variables;
+use super::{Backtrace, OfFunction, Owner, Row, Wanted};
 
 /// Writes all of them as one document.
 ///
@@ -20,6 +21,7 @@ use super::{Backtrace, Owner, Row};
 pub fn write(
     kernel: &Kernel<'_>,
     traces: &[Backtrace],
+    wanted: Wanted,
     panic: Option<&str>,
     problems: &[String],
     out: &mut dyn Write,
@@ -28,7 +30,7 @@ pub fn write(
         Completeness::Complete => None,
         Completeness::Incomplete(why) => Some(why),
     };
-    let traces: Vec<Value> = traces.iter().map(backtrace).collect();
+    let traces: Vec<Value> = traces.iter().map(|it| backtrace(it, wanted)).collect();
     let document = json!({"incomplete": incomplete, "panic": panic, "problems": problems,
         "backtraces": traces});
     text::json(&document, out)
@@ -38,7 +40,7 @@ fn address(at: VirtAddr) -> String {
     format!("{:#x}", at.0)
 }
 
-fn backtrace(trace: &Backtrace) -> Value {
+fn backtrace(trace: &Backtrace, wanted: Wanted) -> Value {
     let (mut map, cpu) = (Map::new(), trace.running_on);
     let mut put = |name: &str, value: Value| drop(map.insert(name.to_owned(), value));
     match &trace.owner {
@@ -61,14 +63,16 @@ fn backtrace(trace: &Backtrace) -> Value {
         }
     }
     put("running", cpu.is_some().into());
-    put("frames", trace.rows.iter().map(frame).collect());
+    put("frames", trace.rows.iter().map(|it| frame(it, wanted)).collect());
     put("end", end(&trace.end));
     map.into()
 }
 
-fn frame(row: &Row) -> Value {
+fn frame(row: &Row, wanted: Wanted) -> Value {
     let own = row.source.iter().find(|it| !it.inlined);
-    let inlined: Vec<Value> = row.source.iter().filter(|it| it.inlined).map(source).collect();
+    let inlined = row.source.iter().enumerate().filter(|(_, it)| it.inlined);
+    let inlined = inlined.map(|(index, it)| with(source(it), row.variables.get(index), wanted));
+    let inlined: Vec<Value> = inlined.collect();
     let place = row.place.as_ref();
     let caller = match row.frame.caller {
         CallerBy::Tables => "tables",
@@ -78,7 +82,7 @@ fn frame(row: &Row) -> Value {
         CallerBy::LinkRegister => "link-register",
         CallerBy::Uncertain => "uncertain",
     };
-    json!({
+    let document = json!({
         "pc": address(row.frame.pc),
         "at": address(row.frame.at),
         "function": place.map(|it| &it.name),
@@ -90,7 +94,18 @@ fn frame(row: &Row) -> Value {
         "left_stack": row.left_stack,
         "exception": row.frame.exception.as_ref().map(registers),
         "caller_by": caller,
-    })
+    });
+    with(document, own_variables(&row.source, &row.variables), wanted)
+}
+
+/// A function with its variables, if they are wanted.
+fn with(mut document: Value, variables: Option<&OfFunction>, wanted: Wanted) -> Value {
+    let none = OfFunction::default();
+    let fields = variables.unwrap_or(&none).json(wanted);
+    if let Some(map) = document.as_object_mut() {
+        map.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    }
+    document
 }
 
 fn source(frame: &SourceFrame) -> Value {

@@ -3,6 +3,7 @@
 mod document;
 mod stack;
 mod tracer;
+mod variables;
 
 use std::io::Write;
 
@@ -17,6 +18,7 @@ use crate::unwind::Start;
 use crate::{Error, VirtAddr};
 
 pub use tracer::{Backtrace, Owner, Row, Tracer, Traces};
+pub use variables::{OfFunction, Wanted, own_variables};
 
 use super::place::{hexadecimal, place};
 
@@ -47,6 +49,12 @@ pub struct Options {
     /// Offsets in functions; they are always shown
     #[arg(short = 's', long)]
     pub offsets: bool,
+    /// The arguments of functions, and where each value is from; needs a vmlinux
+    #[arg(long)]
+    pub args: bool,
+    /// The local variables of functions; needs a vmlinux
+    #[arg(long)]
+    pub locals: bool,
     /// The words of the stack that belong to each frame
     #[arg(short, long)]
     pub frames: bool,
@@ -122,14 +130,19 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
         text::completeness(kernel.dump(), out)?;
     }
     let linux = Linux::new(kernel);
-    if options.lines && kernel.vmlinux().is_none_or(|vmlinux| vmlinux.no_lines().is_some()) {
-        let hint = "-l needs a vmlinux with debug information behind the dump";
-        return Err(Error::Usage(hint.to_owned()));
+    let has_lines = kernel.vmlinux().is_some_and(|vmlinux| vmlinux.no_lines().is_none());
+    if let Some(option) = [(options.lines, "-l"), (options.locals, "--locals")]
+        .into_iter()
+        .find_map(|(wanted, option)| (wanted && !has_lines).then_some(option))
+    {
+        let hint = "needs a vmlinux with debug information behind the dump";
+        return Err(Error::Usage(format!("{option} {hint}")));
     }
     if options.verify {
         return stack::verify(&linux, out);
     }
-    let tracer = Tracer::new(&linux);
+    let wanted = Wanted { arguments: options.args, locals: options.locals };
+    let tracer = Tracer::new(&linux).with_variables(wanted);
     if options.cpu_exceptions {
         return stack::cpu_exceptions(&tracer, out);
     }
@@ -155,7 +168,7 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     let panic = || Log::read(kernel).ok().and_then(|log| log.panic_line());
     let panic = if one && !options.group { panic() } else { None };
     if options.json {
-        return document::write(kernel, &traces, panic.as_deref(), &problems, out);
+        return document::write(kernel, &traces, wanted, panic.as_deref(), &problems, out);
     }
     for trace in traces {
         show(&tracer, options, &trace, panic.as_deref(), out)?;

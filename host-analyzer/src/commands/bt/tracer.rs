@@ -8,6 +8,8 @@ use crate::linux::{Linux, Place};
 use crate::source::Prstatus;
 use crate::unwind::{self, CallerBy, End, Frame, FrameKind, Registers, Start, Trace, Unwinder};
 
+use super::variables::{self, OfFunction, Wanted};
+
 /// Whose backtrace it is.
 #[derive(Clone, Debug)]
 pub enum Owner {
@@ -53,6 +55,9 @@ pub struct Row {
     pub source: Vec<SourceFrame>,
     /// The name of the stack that was left just before this frame, if one was.
     pub left_stack: Option<String>,
+    /// The variables of each of the functions in `source`, if they are wanted; of the function alone where
+    /// nothing is known of its source.
+    pub variables: Vec<OfFunction>,
 }
 
 /// Backtraces, and what cannot be shown.
@@ -66,6 +71,7 @@ pub struct Tracer<'k, 'd> {
     /// Whether the tasks of some CPUs are not known.
     torn: bool,
     lines: bool,
+    wanted: Wanted,
 }
 
 impl<'k, 'd> Tracer<'k, 'd> {
@@ -74,13 +80,19 @@ impl<'k, 'd> Tracer<'k, 'd> {
     pub fn new(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
         let (running, missing) = linux.running();
         let (unwinder, torn) = (unwind::for_kernel(linux), !missing.is_empty());
-        Tracer { linux, unwinder, running, torn, lines: true }
+        Tracer { linux, unwinder, running, torn, lines: true, wanted: Wanted::default() }
     }
 
     /// The same, for who needs neither lines nor inlined functions: those cost more than the rest.
     #[must_use]
     pub fn without_lines(linux: &'k Linux<'k, 'd>) -> Tracer<'k, 'd> {
         Tracer { lines: false, ..Tracer::new(linux) }
+    }
+
+    /// The same, with variables.
+    #[must_use]
+    pub fn with_variables(self, wanted: Wanted) -> Tracer<'k, 'd> {
+        Tracer { wanted, ..self }
     }
 
     /// What the tasks are tasks of.
@@ -298,6 +310,11 @@ impl<'k, 'd> Tracer<'k, 'd> {
     }
 
     fn rows(&self, frames: Vec<Frame>, stacks: &Stacks) -> Vec<Row> {
+        let mut variables = match self.wanted.any() {
+            true => variables::of_frames(self.linux, &*self.unwinder, &frames, self.wanted),
+            false => Vec::new(),
+        }
+        .into_iter();
         let mut last = None;
         let mut row = |frame: Frame| {
             let lookup = frame.lookup_pc();
@@ -314,7 +331,8 @@ impl<'k, 'd> Tracer<'k, 'd> {
                 true => self.linux.kernel().source_frames(lookup),
                 false => Vec::new(),
             };
-            Row { frame, place, source, left_stack }
+            let variables = variables.next().unwrap_or_default();
+            Row { frame, place, source, left_stack, variables }
         };
         frames.into_iter().map(&mut row).collect()
     }

@@ -1,5 +1,7 @@
 //! What is known of the registers of a frame.
 
+use super::machine::Machine;
+
 /// Registers by the numbers that debug information gives them: x86_64 rax rdx rcx rbx rsi rdi rbp rsp r8 to
 /// r15 (System V ABI, AMD64 supplement, figure 3.36), arm64 x0 to x30 and sp (DWARF for the Arm 64-bit
 /// Architecture, 4.1).
@@ -37,6 +39,29 @@ impl Registers {
             }
         }
         self
+    }
+}
+
+/// The name of the register with this number.
+#[must_use]
+pub fn name(machine: Machine, number: u16) -> String {
+    const X86: [&str; 8] = ["rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp"];
+    match (machine, number) {
+        (Machine::X86_64, 0..8) => X86[usize::from(number)].to_owned(),
+        (Machine::X86_64, 8..16) => format!("r{number}"),
+        (Machine::Aarch64, 0..31) => format!("x{number}"),
+        (Machine::Aarch64, 31) => "sp".to_owned(),
+        (_, other) => format!("register {other}"),
+    }
+}
+
+/// Whether functions give a register back as they found it (System V ABI, AMD64 supplement, 3.2.1;
+/// AAPCS64, 6.1.1).
+#[must_use]
+pub fn is_kept(machine: Machine, number: u16) -> bool {
+    match machine {
+        Machine::X86_64 => matches!(number, 3 | 6 | 12..=15),
+        Machine::Aarch64 => matches!(number, 19..=29),
     }
 }
 

@@ -1,0 +1,214 @@
+//! Arguments and local variables of the functions at an instruction.
+
+use gimli::{
+    AttributeValue, DebuggingInformationEntry, EntriesTreeNode, UnitOffset, UnitRef,
+    constants as dw,
+};
+
+use crate::kernel::types::{TypeId, Types};
+
+use super::expressions::{Context, Missing, Origin, World};
+use super::types::{own_name, type_of};
+use super::{DebugInfo, MAX_DEPTH, Reader, covers};
+
+type Entry<'a> = DebuggingInformationEntry<Reader<'a>>;
+
+/// An argument or a local variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name; empty when it has none.
+    pub name: String,
+    /// Its type.
+    pub kind: TypeId,
+    /// Its bytes, and where they are from.
+    pub value: Result<(Vec<u8>, Origin), Missing>,
+}
+
+/// The variables of a function, inlined or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Variables {
+    /// Its arguments in their order.
+    pub arguments: Vec<Variable>,
+    /// Its local variables, those of outer blocks first.
+    pub locals: Vec<Variable>,
+}
+
+impl<'a> DebugInfo<'a> {
+    /// The variables of the functions at `frame` of `world`: one set for each of [`DebugInfo::frames`], in
+    /// the same order. Empty when nothing is known of that place.
+    #[must_use]
+    pub fn variables(&self, world: World<'_, '_>, frame: usize) -> Vec<Variables> {
+        self.try_variables(world, frame).unwrap_or_default()
+    }
+
+    fn try_variables(&self, world: World<'_, '_>, frame: usize) -> gimli::Result<Vec<Variables>> {
+        let Some(view) = world.frames.get(frame) else { return Ok(Vec::new()) };
+        let pc = self.unmoved(view.lookup);
+        let Some(unit) = self.units.with_code(pc)? else { return Ok(Vec::new()) };
+        let unit = unit.unit_ref(&self.units.dwarf);
+        let scopes = self.scopes(unit, pc)?;
+        let Some(function) = scopes.first().map(|scope| scope.offset) else {
+            return Ok(Vec::new());
+        };
+        let context = Context { unit, function, frame, depth: 0 };
+        let one = |scope: &super::Scope| self.of_scope(world, context, scope.offset, pc);
+        scopes.iter().rev().map(one).collect()
+    }
+
+    fn of_scope(
+        &self,
+        world: World<'_, '_>,
+        context: Context<'_, 'a>,
+        scope: UnitOffset,
+        pc: u64,
+    ) -> gimli::Result<Variables> {
+        let unit = context.unit;
+        let mut here = Declared::default();
+        let mut tree = unit.entries_tree(Some(scope))?;
+        collect(unit, tree.root()?, pc, 0, &mut here)?;
+        let arguments = match origin(&unit.entry(scope)?) {
+            Some(origin) => in_order(unit, origin, here.arguments)?,
+            None => here.arguments,
+        };
+        let read = |at: &UnitOffset| self.variable(world, context, *at, pc);
+        Ok(Variables {
+            arguments: arguments.iter().map(read).collect::<gimli::Result<_>>()?,
+            locals: here.locals.iter().map(read).collect::<gimli::Result<_>>()?,
+        })
+    }
+
+    fn variable(
+        &self,
+        world: World<'_, '_>,
+        context: Context<'_, 'a>,
+        at: UnitOffset,
+        pc: u64,
+    ) -> gimli::Result<Variable> {
+        let unit = context.unit;
+        let entry = unit.entry(at)?;
+        let (mut name, mut kind) = (own_name(unit, &entry)?, type_of(unit, &entry));
+        let mut from = origin(&entry);
+        for _ in 0..MAX_DEPTH {
+            let Some(at) = from else { break };
+            let outer = unit.entry(at)?;
+            if name.is_empty() {
+                name = own_name(unit, &outer)?;
+            }
+            if kind == TypeId(0) {
+                kind = type_of(unit, &outer);
+            }
+            from = origin(&outer);
+        }
+        let value = self.contents(world, context, &entry, kind, pc);
+        Ok(Variable { name, kind, value })
+    }
+
+    fn contents(
+        &self,
+        world: World<'_, '_>,
+        context: Context<'_, 'a>,
+        entry: &Entry<'a>,
+        kind: TypeId,
+        pc: u64,
+    ) -> Result<(Vec<u8>, Origin), Missing> {
+        let size = self.size_of(kind).ok_or(Missing::Unclear)?;
+        if let Some(constant) = entry.attr_value(dw::DW_AT_const_value) {
+            let bytes = match (&constant, constant.udata_value(), constant.sdata_value()) {
+                (AttributeValue::Block(data), ..) => data.slice().to_vec(),
+                (_, _, Some(number)) => number.to_le_bytes().to_vec(),
+                (_, Some(number), _) => number.to_le_bytes().to_vec(),
+                _ => Vec::new(),
+            };
+            let bytes = bytes.get(..size).ok_or(Missing::Unclear)?;
+            return Ok((bytes.to_vec(), Origin::Constant));
+        }
+        let unit = context.unit;
+        let location = entry.attr_value(dw::DW_AT_location).ok_or(Missing::OptimizedOut)?;
+        let expression = match location {
+            AttributeValue::Exprloc(expression) => expression,
+            list => {
+                let mut places = unit.attr_locations(list)?.ok_or(Missing::Unclear)?;
+                loop {
+                    let place = places.next()?.ok_or(Missing::OptimizedOut)?;
+                    if place.range.begin <= pc && pc < place.range.end {
+                        break place.data;
+                    }
+                }
+            }
+        };
+        let frame = world.frames.get(context.frame).ok_or(Missing::Unclear)?;
+        self.evaluate(world, context, expression)?.bytes(world, frame, size)
+    }
+}
+
+/// Entries of variables.
+#[derive(Default)]
+struct Declared {
+    arguments: Vec<UnitOffset>,
+    locals: Vec<UnitOffset>,
+}
+
+/// Variables directly below `node`, and in the blocks below it that are around `pc`.
+fn collect<'a>(
+    unit: UnitRef<'_, Reader<'a>>,
+    node: EntriesTreeNode<'_, '_, Reader<'a>>,
+    pc: u64,
+    depth: usize,
+    found: &mut Declared,
+) -> gimli::Result<()> {
+    if depth > MAX_DEPTH {
+        return Ok(());
+    }
+    let mut children = node.children();
+    while let Some(child) = children.next()? {
+        let entry = child.entry();
+        match entry.tag() {
+            dw::DW_TAG_formal_parameter => found.arguments.push(entry.offset()),
+            dw::DW_TAG_variable if entry.attr(dw::DW_AT_declaration).is_none() => {
+                found.locals.push(entry.offset());
+            }
+            dw::DW_TAG_lexical_block if covers(unit, entry, pc)? => {
+                collect(unit, child, pc, depth + 1, found)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The entry of the same unit that this one is an instance of.
+fn origin(entry: &Entry<'_>) -> Option<UnitOffset> {
+    match entry.attr_value(dw::DW_AT_abstract_origin)? {
+        AttributeValue::UnitRef(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+/// The parameters of the function `declared`, in its order: the instance's own entry where it has one,
+/// else that of the declaration, which has no value.
+fn in_order<'a>(
+    unit: UnitRef<'_, Reader<'a>>,
+    declared: UnitOffset,
+    instances: Vec<UnitOffset>,
+) -> gimli::Result<Vec<UnitOffset>> {
+    let mut wanted = Declared::default();
+    let mut tree = unit.entries_tree(Some(declared))?;
+    let mut children = tree.root()?.children();
+    while let Some(child) = children.next()? {
+        if child.entry().tag() == dw::DW_TAG_formal_parameter {
+            wanted.arguments.push(child.entry().offset());
+        }
+    }
+    let mut origins = Vec::new();
+    for &at in &instances {
+        origins.push(origin(&unit.entry(at)?));
+    }
+    let instance = |parameter: UnitOffset| {
+        let index = origins.iter().position(|origin| *origin == Some(parameter));
+        index.map_or(parameter, |index| instances[index])
+    };
+    let mut ordered: Vec<UnitOffset> = wanted.arguments.into_iter().map(instance).collect();
+    ordered
+        .extend(instances.iter().filter(|at| !ordered.contains(at)).copied().collect::<Vec<_>>());
+    Ok(ordered)
+}
