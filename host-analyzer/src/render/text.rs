@@ -5,7 +5,6 @@ use std::io::Write;
 use crate::Error;
 use crate::commands::bt::{Backtrace, OfFunction, Owner, Row, own_variables};
 use crate::kernel::dwarf::Position;
-use crate::linux::printk::Record;
 use crate::linux::task::Task;
 use crate::source::{Completeness, Dump, Memory};
 use crate::unwind::{CallerBy, End, ExceptionFrame};
@@ -223,21 +222,6 @@ pub fn registers(frame: &ExceptionFrame, out: &mut dyn Write) -> Result<(), Erro
     Ok(())
 }
 
-/// A record of the log, with its time as dmesg prints it. Further lines are indented below.
-///
-/// # Errors
-/// [`Error::Output`].
-pub fn log_record(record: &Record, level: bool, out: &mut dyn Write) -> Result<(), Error> {
-    let seconds = record.time / 1_000_000_000;
-    let micros = record.time / 1000 % 1_000_000;
-    let level = if level { format!("<{}>", record.level) } else { String::new() };
-    let prefix = format!("{level}[{seconds:>5}.{micros:06}] ");
-    for line in record.text.split('\n') {
-        writeln!(out, "{prefix}{line}")?;
-    }
-    Ok(())
-}
-
 /// A size in bytes, in the largest unit that leaves a number above 1.
 #[must_use]
 pub fn size(bytes: u64) -> String {
@@ -352,14 +336,6 @@ mod tests {
         assert_eq!(lines[1], "     R8: 0000000000000033  RFLAGS: 00000033  CS: 0033");
         assert_eq!(lines[2], "    SS: 0033");
         assert!(lines[3].starts_with(" #0 ["));
-    }
-
-    #[test]
-    fn every_line_of_a_record_has_its_time() {
-        let text = "two\nlines".to_owned();
-        let record = Record { sequence: 1, time: 7_070_362_000, level: 5, text };
-        let shown = shown(|out| log_record(&record, true, out));
-        assert_eq!(shown, "<5>[    7.070362] two\n<5>[    7.070362] lines\n");
     }
 
     #[test]

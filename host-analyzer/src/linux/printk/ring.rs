@@ -1,42 +1,16 @@
-//! The log: the lockless ring of 5.10 and later.
+//! The lockless ring of 5.10 and later (kernel/printk/printk_ringbuffer.h, 6.1).
 //!
-//! kernel/printk/printk_ringbuffer.h, 6.1; VMCOREINFO carries the layout, so that no types are
-//! needed. A descriptor leads to the record's text in the data ring and has its metadata in a
-//! third array at the same index.
+//! A descriptor leads to the record's text in the data ring and has its metadata in a third array
+//! at the same index.
 
 use std::ops::Range;
 
-use crate::kernel::Kernel;
 use crate::kernel::sparse::Sparse;
 use crate::kernel::virt::VirtualMemory;
 use crate::kernel::vmcoreinfo::Vmcoreinfo;
 use crate::{Error, ReadContext, bytes};
 
-/// One record of the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Its number since boot.
-    pub sequence: u64,
-    /// Nanoseconds since boot.
-    pub time: u64,
-    /// Its level: 0 emergency to 7 debug.
-    pub level: u8,
-    /// Its text; may have several lines.
-    pub text: String,
-}
-
-/// The log, and what could not be read of it.
-#[derive(Debug, Default)]
-pub struct Log {
-    /// The records, oldest first.
-    pub records: Vec<Record>,
-    /// Records whose descriptor or text made no sense.
-    pub damaged: usize,
-    /// Records that are not in the dump, or only in part. Some of them may have been empty.
-    pub missing: usize,
-    /// Bytes of text that these are known to have had.
-    pub missing_bytes: u64,
-}
+use super::{Log, Record};
 
 /// Bounds for the ring's sizes: LOG_BUF_LEN_MAX is 2 GiB, descriptors are at most as many.
 const MAX_DESCRIPTOR_BITS: u32 = 24;
@@ -58,6 +32,10 @@ struct Layout {
     sequence: usize,
     time: usize,
     length: usize,
+    /// What is not in every kernel.
+    caller: Option<usize>,
+    /// Offset and length of what a device is called.
+    device: Vec<(&'static str, usize, usize)>,
 }
 
 impl Layout {
@@ -72,8 +50,21 @@ impl Layout {
             sequence: info.need_offset("printk_info.seq")?,
             time: info.need_offset("printk_info.ts_nsec")?,
             length: info.need_offset("printk_info.text_len")?,
+            caller: info.offset("printk_info.caller_id"),
+            device: device(info).unwrap_or_default(),
         })
     }
+}
+
+/// Where the names of a device are in a struct printk_info, and how long they may be.
+fn device(info: &Vmcoreinfo<'_>) -> Option<Vec<(&'static str, usize, usize)>> {
+    let base = info.offset("printk_info.dev_info")?;
+    let name = |key, name: &str| {
+        let length = info.number(&format!("LENGTH(printk_info_{name})"));
+        let offset = info.offset(&format!("dev_printk_info.{name}"))?;
+        Some((key, base + offset, length.and_then(|it| usize::try_from(it).ok())?))
+    };
+    Some(vec![name("SUBSYSTEM", "subsystem")?, name("DEVICE", "device")?])
 }
 
 /// The ring's three arrays, each as far as it is in the dump.
@@ -87,74 +78,29 @@ struct Ring<'a> {
     count: u64,
 }
 
-impl Log {
-    /// Reads the log of a kernel.
-    ///
-    /// # Errors
-    /// [`Error::VmcoreinfoKey`] for kernels before 5.10, [`Error::Read`].
-    pub fn read(kernel: &Kernel<'_>) -> Result<Log, Error> {
-        Log::from_memory(kernel.vmcoreinfo(), kernel.memory())
-    }
-
-    /// Reads the log that `info` describes out of `memory`.
-    ///
-    /// # Errors
-    /// See [`Log::read`].
-    pub fn from_memory(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'_>) -> Result<Log, Error> {
-        let ring = Ring::open(info, memory)?;
-        let mut log = Log::default();
-        let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
-        for step in 0..=records {
-            let id = ring.head.wrapping_sub(records - step) & ID_MASK;
-            match ring.record(id) {
-                Ok(Some(record)) => log.records.push(record),
-                Ok(None) => {}
-                Err(Lost::Damaged) => log.damaged += 1,
-                Err(Lost::Missing { bytes }) => {
-                    log.missing += 1;
-                    log.missing_bytes += bytes;
-                }
+/// Reads the ring that `info` describes out of `memory`.
+pub(super) fn read(info: &Vmcoreinfo<'_>, memory: &VirtualMemory<'_>) -> Result<Log, Error> {
+    let ring = Ring::open(info, memory)?;
+    let mut log = Log::default();
+    let records = ring.head.wrapping_sub(ring.tail).min(ring.count - 1);
+    for step in 0..=records {
+        let id = ring.head.wrapping_sub(records - step) & ID_MASK;
+        match ring.record(id) {
+            Ok(Some(record)) => log.records.push(record),
+            Ok(None) => {}
+            Err(Lost::Damaged) => log.damaged += 1,
+            Err(Lost::Missing { bytes }) => {
+                log.missing += 1;
+                log.missing_bytes += bytes;
             }
         }
-        Ok(log)
     }
+    Ok(log)
+}
 
-    /// Whether every record could be read.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.damaged == 0 && self.missing == 0
-    }
-
-    /// The line in which the kernel said why it died, if it did.
-    #[must_use]
-    pub fn panic_line(&self) -> Option<String> {
-        const SIGNS: [&str; 6] = [
-            "Kernel panic - not syncing",
-            "BUG: unable to handle",
-            "kernel BUG at",
-            "general protection fault",
-            "Oops: ",
-            "Unable to handle kernel",
-        ];
-        SIGNS.iter().find_map(|sign| {
-            let mut newest = self.records.iter().rev().flat_map(|record| record.text.lines());
-            // The line that ends the report repeats the reason behind a mark of its own.
-            let wanted = |line: &&str| line.contains(sign) && !line.starts_with("---[");
-            newest.find(wanted).map(str::to_owned)
-        })
-    }
-
-    /// The CPU that the newest report of a crash is about: `CPU: 1 PID: 42 Comm: insmod ...`
-    /// (dump_stack_print_info, lib/dump_stack.c, 6.1).
-    #[must_use]
-    pub fn reporting_cpu(&self) -> Option<u32> {
-        let mut newest = self.records.iter().rev().flat_map(|record| record.text.lines());
-        newest.find_map(|line| {
-            let (cpu, who) = line.strip_prefix("CPU: ")?.split_once(' ')?;
-            let cpu = cpu.parse().ok()?;
-            (who.trim_start().starts_with("PID: ") && who.contains(" Comm: ")).then_some(cpu)
-        })
-    }
+fn about(info: &[u8], &(key, at, length): &(&str, usize, usize)) -> Option<(String, String)> {
+    let name = bytes::c_string(info.get(at..at.checked_add(length)?)?);
+    (!name.is_empty()).then(|| (key.to_owned(), name))
 }
 
 /// Why a record cannot be had.
@@ -226,6 +172,8 @@ impl<'a> Ring<'a> {
             // struct printk_info: text_len, facility, then flags (5 bits) and level (3 bits).
             level: info.get(layout.length + 3).ok_or(Lost::Damaged)? >> 5,
             text: String::from_utf8_lossy(text).into_owned(),
+            caller: layout.caller.and_then(|at| bytes::u32_at(info, at)),
+            about: layout.device.iter().filter_map(|it| about(info, it)).collect(),
         }))
     }
 
@@ -384,30 +332,6 @@ OFFSET(prb_data_ring.data)=8
         memory.punch(DESCS);
         let log = Log::from_memory(&Vmcoreinfo::new(INFO), &memory.space(tables)).unwrap();
         assert_eq!((log.records.len(), log.missing), (0, 2));
-    }
-
-    #[test]
-    fn reason_of_the_panic_is_found() {
-        let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
-        let oops = record("BUG: unable to handle page fault for address: 0");
-        let panic = record("Kernel panic - not syncing: Fatal exception");
-        let end = record("---[ end Kernel panic - not syncing: Fatal exception ]---");
-        let log = Log { records: vec![oops.clone(), panic.clone(), end], ..Log::default() };
-        assert_eq!(log.panic_line(), Some(panic.text));
-        let log = Log { records: vec![record("hello"), oops.clone()], ..Log::default() };
-        assert_eq!(log.panic_line(), Some(oops.text));
-    }
-
-    #[test]
-    fn cpu_of_the_newest_report_is_found() {
-        let record = |text: &str| Record { sequence: 0, time: 0, level: 0, text: text.to_owned() };
-        let older = record("CPU: 0 PID: 7 Comm: kworker Not tainted 6.1.0 #1");
-        let newer = record("CPU: 1 PID: 1 Comm: init Kdump: loaded Tainted: G 6.1.0 #1");
-        let other = record("CPU: x PID: 1 Comm: y");
-        let records = vec![older, newer, other, record("CPU: 3")];
-        let log = Log { records, ..Log::default() };
-        assert_eq!(log.reporting_cpu(), Some(1));
-        assert_eq!(Log::default().reporting_cpu(), None);
     }
 
     proptest! {
