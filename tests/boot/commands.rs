@@ -1,6 +1,6 @@
 //! What the commands say of the kernel's objects, without vmlinux, against drgn with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
@@ -16,12 +16,14 @@ stories! {
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
         arguments_and_locals_are_those_that_drgn_reads,
+        objects_on_stacks_are_in_the_caches_that_drgn_finds,
         options_of_bt_show_the_stack_that_the_frames_are_on;
     aarch64:
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
         arguments_and_locals_are_those_that_drgn_reads,
+        objects_on_stacks_are_in_the_caches_that_drgn_finds,
         options_of_bt_show_the_stack_that_the_frames_are_on;
 }
 
@@ -166,6 +168,34 @@ fn arguments_and_locals_are_those_that_drgn_reads(arch: &'static str) -> Result<
         let written = argument("vfs_write", "file")?;
         ensure!(written.is_string(), "{crashed:#}");
         ensure!(argument("write_sysrq_trigger", "file")? == written, "{crashed:#}");
+    }
+    Ok(())
+}
+
+/// `bt -FF` names no others, and all of the words that drgn finds in a slab.
+fn objects_on_stacks_are_in_the_caches_that_drgn_finds(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let dump = &crash.dumped.dump;
+        let said = |options: &[&str]| {
+            analyzer()?.run(&[&["bt", "--all-tasks"], options].concat(), dump, None)
+        };
+        let named: BTreeMap<u64, String> = said(&["-FF"])?
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix('[')?.strip_suffix(']')?.split_once(':'))
+            .filter_map(|(at, cache)| Some((u64::from_str_radix(at, 16).ok()?, cache.to_owned())))
+            .collect();
+        // The words of the same stacks, without those that show a frame.
+        let raw = said(&["-f"])?;
+        let words = raw.lines().filter_map(|line| line.trim_start().split_once(": "));
+        let words = words.filter(|(at, _)| u64::from_str_radix(at, 16).is_ok());
+        let words: BTreeSet<u64> = words
+            .flat_map(|(_, words)| words.split_whitespace())
+            .filter_map(|word| u64::from_str_radix(word, 16).ok())
+            .collect();
+        let theirs =
+            objects::caches(&crash.dumped.bench.fixtures, dump, crash.dumped.vmlinux()?, &words)?;
+        ensure!(named.len() > 50, "few objects: {named:x?}");
+        ensure!(named == theirs, "ours {named:x?}, drgn's {theirs:x?}");
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The kernel's objects as drgn reads them, to compare with what `host-analyzer --json` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -122,6 +122,30 @@ pub struct Objects {
 pub fn of_drgn(fixtures: &Fixtures, dump: &Path, vmlinux: &Path) -> Result<Objects> {
     drgn_says(fixtures, &format!("{MAPPED}{PLAIN}{SCRIPT}"), dump, vmlinux)
 }
+
+/// The slab caches that drgn finds objects in, of those at `addresses`.
+///
+/// # Errors
+/// See [`of_drgn`].
+pub fn caches(
+    fixtures: &Fixtures,
+    dump: &Path,
+    vmlinux: &Path,
+    addresses: &BTreeSet<u64>,
+) -> Result<BTreeMap<u64, String>> {
+    // Rust shows a set as Python writes one.
+    let script = format!("{CACHES}of({addresses:?})\n");
+    let found: Vec<(u64, String)> = drgn_says(fixtures, &script, dump, vmlinux)?;
+    Ok(found.into_iter().collect())
+}
+
+/// Defines what prints the names of caches.
+const CACHES: &str = "\
+from drgn.helpers.linux.slab import find_containing_slab_cache
+def of(addresses):
+    caches = [(at, find_containing_slab_cache(program, at)) for at in addresses]
+    print(json.dumps([(at, cache.name.string_().decode()) for at, cache in caches if cache]))
+";
 
 /// The first place where two documents differ: a path, and both values.
 #[must_use]

@@ -13,6 +13,7 @@ pub mod path;
 pub mod percpu;
 pub mod printk;
 pub mod process;
+pub mod slab;
 pub mod stacks;
 pub mod system;
 pub mod task;

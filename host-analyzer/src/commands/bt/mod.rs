@@ -21,6 +21,7 @@ pub use tracer::{Backtrace, Owner, Row, Tracer, Traces};
 pub use variables::{OfFunction, Wanted, own_variables};
 
 use super::place::{hexadecimal, place};
+use stack::Symbolic;
 
 /// Backtraces of kernel stacks
 ///
@@ -58,9 +59,10 @@ pub struct Options {
     /// The words of the stack that belong to each frame
     #[arg(short, long)]
     pub frames: bool,
-    /// The same, with symbols instead of the addresses of code and data that have names
-    #[arg(short = 'F', long)]
-    pub symbolic_frames: bool,
+    /// The same, with symbols instead of the addresses of code and data that have names, and the slab cache's
+    /// name in brackets instead of an object's address. Twice: the object's address, too
+    #[arg(short = 'F', long, action = clap::ArgAction::Count)]
+    pub symbolic_frames: u8,
     /// Instead of frames: all words of the task's stack
     #[arg(short, long, conflicts_with_all = ["text", "all_text", "exceptions"])]
     pub raw: bool,
@@ -189,9 +191,13 @@ fn show(
     if options.raw || options.text || options.all_text || options.exceptions {
         return stack::contents(tracer, options, trace, out);
     }
-    if options.frames || options.symbolic_frames {
+    if options.frames || options.symbolic_frames > 0 {
+        let named = match options.symbolic_frames {
+            0 => None,
+            many => Some(Symbolic::new(tracer, many > 1)),
+        };
         return text::backtrace_with(trace, panic, out, &mut |index, out| {
-            stack::frame_data(tracer, trace, index, options.symbolic_frames, out)
+            stack::frame_data(tracer, trace, index, named.as_ref(), out)
         });
     }
     text::backtrace(trace, panic, out)

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use crate::linux::slab::Slabs;
 use crate::linux::stacks::Stack;
 use crate::linux::{Linux, Place};
 use crate::render::text;
@@ -46,9 +47,10 @@ pub fn contents(
 }
 
 fn raw(tracer: &Tracer<'_, '_>, stack: &Stack, out: &mut dyn Write) -> Result<(), Error> {
+    let named = Symbolic { tracer, slabs: None, addresses: false };
     let words: Vec<_> = tracer.words(stack.start, stack.end).collect();
     for row in words.chunks(2) {
-        let shown = row.iter().map(|&(_, word)| symbolic(tracer, word)).collect::<Vec<_>>();
+        let shown = row.iter().map(|&(_, word)| named.word(word)).collect::<Vec<_>>();
         writeln!(out, "{:016x}:  {}", row[0].0, shown.join(" ").trim_end())?;
     }
     missing(stack, words.len(), out)
@@ -132,13 +134,13 @@ pub fn frame_data(
     tracer: &Tracer<'_, '_>,
     trace: &Backtrace,
     index: usize,
-    with_symbols: bool,
+    named: Option<&Symbolic<'_, '_, '_>>,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
     for row in data_of(tracer, trace, index).chunks(2) {
-        let shown = row.iter().map(|&(_, word)| match with_symbols {
-            true => symbolic(tracer, word),
-            false => format!("{word:016x}"),
+        let shown = row.iter().map(|&(_, word)| match named {
+            Some(named) => named.word(word),
+            None => format!("{word:016x}"),
         });
         let shown = shown.collect::<Vec<_>>().join(" ");
         writeln!(out, "    {:016x}: {}", row[0].0, shown.trim_end())?;
@@ -166,14 +168,36 @@ fn data_of(tracer: &Tracer<'_, '_>, trace: &Backtrace, index: usize) -> Vec<(Vir
     tracer.words(start, end).collect()
 }
 
-/// A word, by name if it is the address of code or data that has one.
-fn symbolic(tracer: &Tracer<'_, '_>, word: u64) -> String {
-    let place = tracer.linux().place(tracer.unwinder().code_address(word));
-    let name = place.map(|place| match place.offset {
+/// Words of stacks by name: code and data that have one, objects of slab caches.
+pub struct Symbolic<'t, 'k, 'd> {
+    tracer: &'t Tracer<'k, 'd>,
+    slabs: Option<Slabs<'t, 'k, 'd>>,
+    /// Whether the addresses of objects are shown, too.
+    addresses: bool,
+}
+
+impl<'t, 'k, 'd> Symbolic<'t, 'k, 'd> {
+    /// Names for the words of `tracer`'s stacks.
+    #[must_use]
+    pub fn new(tracer: &'t Tracer<'k, 'd>, addresses: bool) -> Symbolic<'t, 'k, 'd> {
+        Symbolic { tracer, slabs: Some(Slabs::new(tracer.linux())), addresses }
+    }
+
+    fn word(&self, word: u64) -> String {
+        let name = symbol(self.tracer, word).or_else(|| {
+            let cache = self.slabs.as_ref()?.cache_of(VirtAddr(word))?;
+            Some(if self.addresses { format!("[{word:x}:{cache}]") } else { format!("[{cache}]") })
+        });
+        format!("{:<24}", name.unwrap_or_else(|| format!("{word:016x}")))
+    }
+}
+
+fn symbol(tracer: &Tracer<'_, '_>, word: u64) -> Option<String> {
+    let place = tracer.linux().place(tracer.unwinder().code_address(word))?;
+    Some(match place.offset {
         0 => place.name,
         offset => format!("{}+{offset}", place.name),
-    });
-    format!("{:<24}", name.unwrap_or_else(|| format!("{word:016x}")))
+    })
 }
 
 fn called(place: &Place) -> String {
