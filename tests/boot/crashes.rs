@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::card::Card;
 use tests::crash::{Crashed, analyzer, bench, directory};
 use tests::trace::{self, Frame, from_crash, listing, same_place};
@@ -33,12 +33,14 @@ use tests::{module, peers, stories};
 use xtask::dump::{DUMP, Workbench};
 use xtask::guest::{Scenario, Trigger};
 use xtask::qemu::Vm;
+use xtask::workspace;
 
 stories! {
     x86_64:
         sysrq,
         null_pointer_in_a_module,
         bug_in_a_module,
+        twenty_arguments_of_a_function_in_a_module,
         stack_overflow_in_a_module,
         soft_lockup_in_a_module,
         panic_beside_a_cpu_that_hears_nothing,
@@ -48,6 +50,7 @@ stories! {
         sysrq,
         null_pointer_in_a_module,
         bug_in_a_module,
+        twenty_arguments_of_a_function_in_a_module,
         stack_overflow_in_a_module,
         soft_lockup_in_a_module,
         panic_beside_a_cpu_that_hears_nothing,
@@ -88,6 +91,47 @@ fn bug_in_a_module(arch: &'static str) -> Result<()> {
         ..Death::usual()
     }
     .is_told(arch)
+}
+
+/// It faults on its first line: all of its arguments are shown, without a vmlinux, each with where it is from.
+fn twenty_arguments_of_a_function_in_a_module(arch: &'static str) -> Result<()> {
+    const ARGUMENTS: usize = 20;
+    let death = Death {
+        name: "many",
+        trigger: Trigger::Shell("echo 1 > /sys/module/crash/parameters/many"),
+        says: match arch {
+            "x86_64" => "BUG: unable to handle page fault for address: 000000aa00000101",
+            _ => "Unable to handle kernel paging request at virtual address 000000aa00000101",
+        },
+        through: &["many_pointers", "set_many"],
+        ..Death::usual()
+    };
+    death.is_told(arch)?;
+    let dump = workspace().join("target/boot-tests").join(death.place(arch)).join("dump.elf");
+    let said = analyzer()?.run(&["bt", "--args", "--json"], &dump, None)?;
+    let said: Value = serde_json::from_str(&said)?;
+    let frames = said["backtraces"][0]["frames"].as_array().context("no frames")?;
+    let frame = frames.iter().find(|it| it["function"] == "many_pointers").context("no frame")?;
+    let arguments = frame["arguments"].as_array().context("no arguments")?;
+    ensure!(arguments.len() == ARGUMENTS, "{} arguments: {frame:#}", arguments.len());
+    let registers: &[&str] = match arch {
+        "x86_64" => &["rdi", "rsi", "rdx", "rcx", "r8", "r9"],
+        _ => &["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7"],
+    };
+    for (index, argument) in arguments.iter().enumerate() {
+        let number = index + 1;
+        let value = format!("{:#x}", 0xaa_0000_0000_u64 + number as u64 * 0x101);
+        let from = argument["from"].as_str().unwrap_or_default();
+        let expected = registers.get(index).map_or(from.starts_with("at "), |it| *it == from);
+        ensure!(
+            argument["name"] == format!("pointer_{number}")
+                && argument["type"] == "void *"
+                && argument["value"] == value
+                && expected,
+            "argument {number}: {argument:#}"
+        );
+    }
+    Ok(())
 }
 
 fn stack_overflow_in_a_module(arch: &'static str) -> Result<()> {
@@ -207,6 +251,11 @@ impl Death {
         witnesses.trace_is_right(self.through)
     }
 
+    /// Where its files are, below those of all boot tests.
+    fn place(&self, arch: &str) -> String {
+        format!("crashes/{arch}-{}", self.name)
+    }
+
     fn witnesses(self, bench: &Workbench) -> Result<Witnesses> {
         let mut scenario = Scenario {
             before: self.before.to_owned(),
@@ -214,7 +263,7 @@ impl Death {
             memory_mib: 256,
             ..bench.scenario()
         };
-        let directory = directory(&format!("crashes/{}-{}", bench.target.arch, self.name))?;
+        let directory = directory(&self.place(&bench.target.arch))?;
         match self.kernel {
             Some(kernel) => scenario.kernel = kernel.to_owned(),
             None => {

@@ -61,6 +61,35 @@ function set_lockup 64
     bl lockup_forever
 end set_lockup 64
 
+// Arguments that can be told from anything else, which no pointers are.
+.macro argument number to
+    movz \to, #0xaa, lsl #32
+    movk \to, #\number*0x101
+.endm
+
+// Its twenty arguments: the first eight in registers, the others on the stack.
+function many_pointers 32
+    str x0, [x0]
+end many_pointers 32
+
+function set_many 32
+    sub sp, sp, #96
+.irp number, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
+    argument \number, x9
+    str x9, [sp, #(\number-9)*8]
+.endr
+    argument 1, x0
+    argument 2, x1
+    argument 3, x2
+    argument 4, x3
+    argument 5, x4
+    argument 6, x5
+    argument 7, x6
+    argument 8, x7
+    bl many_pointers
+    add sp, sp, #96
+end set_many 32
+
 // Hears nothing at all.
 function set_spin 32
     msr daifset, #0xf

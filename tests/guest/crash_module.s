@@ -30,6 +30,7 @@
     parameter overflow
     parameter lockup
     parameter spin
+    parameter many
 
     .section .rodata.str, "aS", %progbits
 .Lfile:

@@ -75,6 +75,30 @@ function set_lockup 56
     call lockup_forever
 end set_lockup 56
 
+// Arguments that can be told from anything else, which no pointers are.
+.macro argument number to
+    movabs rax, 0xaa00000000 + \number * 0x101
+    mov \to, rax
+.endm
+
+// Its twenty arguments: the first six in registers, the others on the stack.
+function many_pointers 24
+    mov [rdi], rdi
+end many_pointers 24
+
+function set_many 120
+.irp number, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
+    argument \number, [rsp+(\number-7)*8]
+.endr
+    argument 1, rdi
+    argument 2, rsi
+    argument 3, rdx
+    argument 4, rcx
+    argument 5, r8
+    argument 6, r9
+    call many_pointers
+end set_many 120
+
 // Hears nothing but NMIs.
 function set_spin 24
     cli

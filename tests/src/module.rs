@@ -15,6 +15,8 @@ use xtask::fixtures::DebugInfo;
 use xtask::guest::Scenario;
 use xtask::{process, workspace};
 
+mod types;
+
 /// The module's name.
 pub const NAME: &str = "crash";
 
@@ -44,11 +46,13 @@ struct Facts {
 /// # Errors
 /// When it does not assemble, or the kernel's own modules are not of the form that is known.
 pub fn build(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result<PathBuf> {
-    let kernel = bench.kernel(scenario, DebugInfo::No)?;
+    let kernel = bench.kernel(scenario, DebugInfo::Yes)?;
     let sample = kernel.modules.join(SAMPLE.0);
     let bytes =
         std::fs::read(&sample).with_context(|| format!("cannot read {}", sample.display()))?;
     let facts = Facts::of(&bytes, SAMPLE.1).with_context(|| format!("in {}", sample.display()))?;
+    let vmlinux = kernel.vmlinux.context("the fixtures have no vmlinux of this kernel")?;
+    let types = types::of_module(&vmlinux)?;
     let sources = workspace().join("tests/guest");
     let [functions, parameters] =
         [format!("crash_{}.s", bench.target.arch), "crash_module.s".into()]
@@ -59,7 +63,7 @@ pub fn build(bench: &Workbench, scenario: &Scenario, directory: &Path) -> Result
         format!(
             "#![no_std]\n\
              core::arch::global_asm!(\n\
-             {:?},\ninclude_str!({functions:?}),\ninclude_str!({parameters:?}),\n\
+             {:?},\n{types:?},\ninclude_str!({functions:?}),\ninclude_str!({parameters:?}),\n\
              options(raw)\n);\n",
             facts.sections()
         ),

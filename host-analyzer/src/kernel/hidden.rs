@@ -7,7 +7,7 @@
 //!   follows from one of them that is exported;
 //! - BTF itself is known by its header;
 //! - the list of modules is known by its first element, for a module points to itself
-//!   (`mkobj.mod`) and back to the list's head.
+//!   (`mkobj.mod`) and back to the list's head; likewise that of their types, which point to modules.
 //!
 //! What none of these has (`panic_cpu`, `crash_notes`, `tk_core`) stays unknown.
 
@@ -26,6 +26,7 @@ pub(super) struct Hidden {
     types: OnceCell<Option<(VirtAddr, VirtAddr)>>,
     percpu: OnceCell<HashMap<String, VirtAddr>>,
     modules: OnceCell<Option<VirtAddr>>,
+    module_types: OnceCell<Option<VirtAddr>>,
 }
 
 impl Hidden {
@@ -35,6 +36,7 @@ impl Hidden {
             "__start_BTF" => self.types(kernel).map(|(start, _)| start),
             "__stop_BTF" => self.types(kernel).map(|(_, stop)| stop),
             "modules" => *self.modules.get_or_init(|| module_list(kernel)),
+            "btf_modules" => *self.module_types.get_or_init(|| module_types(kernel)),
             _ => {
                 let exported = self.exports(kernel).get(name).copied();
                 exported.or_else(|| self.percpu(kernel).get(name).copied())
@@ -96,14 +98,45 @@ fn types_in(piece: &Piece<'_>, image_end: VirtAddr) -> Option<(VirtAddr, VirtAdd
 /// The head of the list of modules (`modules`, kernel/module/main.c).
 fn module_list(kernel: &Kernel<'_>) -> Option<VirtAddr> {
     let list = kernel.offset("module", "list").ok()?;
-    let itself = kernel.offset("module", "mkobj.mod").ok()?;
+    head_of(kernel, |first| is_module(kernel, first.back(list)))
+}
+
+/// The head of the list of modules' types (`btf_modules`, kernel/bpf/btf.c), whose elements point to theirs.
+fn module_types(kernel: &Kernel<'_>) -> Option<VirtAddr> {
+    let list = kernel.offset("btf_module", "list").ok()?;
+    let module = kernel.offset("btf_module", "module").ok()?;
+    let memory = kernel.memory();
+    let points_to_module = |node: VirtAddr| {
+        let module = memory.pointer(node.back(list).offset(module));
+        module.is_ok_and(|module| is_module(kernel, module))
+    };
+    // Other things point to modules, too: all elements up to the head must.
+    head_of(kernel, |first| {
+        let last = std::iter::successors(Some(first), |&node| {
+            let next = memory.pointer(node).ok()?;
+            points_to_module(next).then_some(next)
+        });
+        let last = last.take(MAX_MODULES).last().and_then(|last| memory.pointer(last).ok());
+        points_to_module(first) && last.is_some_and(|head| memory.pointer(head) == Ok(first))
+    })
+}
+
+/// More modules than anybody loads.
+const MAX_MODULES: usize = 1 << 14;
+
+/// Whether a struct module is at `at`: it points to itself.
+fn is_module(kernel: &Kernel<'_>, at: VirtAddr) -> bool {
+    let itself = kernel.offset("module", "mkobj.mod");
+    itself.is_ok_and(|itself| kernel.memory().pointer(at.offset(itself)) == Ok(at))
+}
+
+/// The head of a list, in the image, whose first element is as wanted.
+fn head_of(kernel: &Kernel<'_>, is_wanted: impl Fn(VirtAddr) -> bool) -> Option<VirtAddr> {
     let memory = kernel.memory();
     let is_head = |at: VirtAddr, first: VirtAddr| {
-        let module = first.back(list);
-        memory.pointer(first.offset(8)) == Ok(at)
-            && memory.pointer(module.offset(itself)) == Ok(module)
+        memory.pointer(first.offset(8)) == Ok(at) && is_wanted(first)
     };
-    image::pieces(kernel.memory(), &kernel.info).iter().find_map(|piece| {
+    image::pieces(memory, &kernel.info).iter().find_map(|piece| {
         let words = piece.bytes.chunks_exact(8).enumerate();
         words.into_iter().find_map(|(index, word)| {
             let first = VirtAddr(bytes::u64_at(word, 0)?);

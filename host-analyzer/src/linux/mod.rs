@@ -8,6 +8,7 @@ mod direct_map;
 pub mod files;
 pub mod list;
 pub mod module;
+mod module_types;
 pub mod module_use;
 pub mod path;
 pub mod percpu;
@@ -18,8 +19,11 @@ pub mod stacks;
 pub mod system;
 pub mod task;
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 
+use crate::kernel::btf::Btf;
 use crate::kernel::{Kernel, get_or_try};
 use crate::{Error, VirtAddr};
 
@@ -33,6 +37,8 @@ pub struct Linux<'k, 'd> {
     tasks: OnceCell<TaskLayout>,
     percpu: OnceCell<PerCpu>,
     modules: OnceCell<Modules>,
+    /// Types of modules, by the addresses of their struct module; or why there are none.
+    module_types: RefCell<HashMap<VirtAddr, Result<Rc<Btf<'static>>, String>>>,
     /// CPUs and their tasks, where only the tasks tell.
     on_cpus: OnceCell<Vec<(u32, VirtAddr)>>,
 }
@@ -53,7 +59,8 @@ impl<'k, 'd> Linux<'k, 'd> {
     #[must_use]
     pub fn new(kernel: &'k Kernel<'d>) -> Linux<'k, 'd> {
         let (tasks, percpu) = (OnceCell::new(), OnceCell::new());
-        Linux { kernel, tasks, percpu, modules: OnceCell::new(), on_cpus: OnceCell::new() }
+        let (modules, module_types) = (OnceCell::new(), RefCell::default());
+        Linux { kernel, tasks, percpu, modules, module_types, on_cpus: OnceCell::new() }
     }
 
     /// The kernel below.

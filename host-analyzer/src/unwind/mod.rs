@@ -4,6 +4,7 @@
 //! are the same for all of them.
 
 mod aarch64;
+pub mod arguments;
 pub mod orc;
 pub mod prologue;
 #[cfg(test)]

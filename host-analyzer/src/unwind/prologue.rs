@@ -142,7 +142,7 @@ const fn loads_callers_record(word: u32) -> bool {
 }
 
 /// Where an instruction leads, in instructions from itself.
-enum Way {
+pub(super) enum Way {
     On,
     Jump(i64),
     Branch(i64),
@@ -151,7 +151,7 @@ enum Way {
     End,
 }
 
-fn flow_of(word: u32) -> Way {
+pub(super) fn flow_of(word: u32) -> Way {
     // A signed field of `width` bits at bit `low`.
     let distance =
         |low: u32, width: u32| i64::from((word << (32 - low - width)) as i32 >> (32 - width));

@@ -50,7 +50,8 @@ pub struct Options {
     /// Offsets in functions; they are always shown
     #[arg(short = 's', long)]
     pub offsets: bool,
-    /// The arguments of functions, and where each value is from; needs a vmlinux
+    /// The arguments of functions, and where each value is from; without a vmlinux, of those that an exception
+    /// interrupted
     #[arg(long)]
     pub args: bool,
     /// The local variables of functions; needs a vmlinux

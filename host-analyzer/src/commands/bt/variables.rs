@@ -2,12 +2,13 @@
 
 use serde_json::json;
 
-use crate::kernel::dwarf::{Missing, Origin, SourceFrame, Variable, Variables, World};
+use crate::kernel::dwarf::{Missing, Origin, SourceFrame, Variable, Variables, View, World};
 use crate::kernel::machine::Machine;
 use crate::kernel::registers;
-use crate::kernel::types::{Types, Value};
+use crate::kernel::types::Types;
 use crate::linux::Linux;
 use crate::render::value::{Radix, Values};
+use crate::unwind::arguments::{Argument, NOT_INTERRUPTED};
 use crate::unwind::{self, Frame, Unwinder};
 
 /// Which variables are wanted.
@@ -51,9 +52,12 @@ pub struct OfFunction {
     pub arguments: Vec<Shown>,
     /// Its local variables, if they are.
     pub locals: Vec<Shown>,
+    /// Why its arguments cannot be told, when they are wanted.
+    pub problem: Option<String>,
 }
 
-/// The variables of each frame: a set for each of its `source` functions.
+/// The variables of each frame: a set for each of its `source` functions, or one for its function where no debug
+/// information has it.
 #[must_use]
 pub fn of_frames(
     linux: &Linux<'_, '_>,
@@ -61,10 +65,27 @@ pub fn of_frames(
     frames: &[Frame],
     wanted: Wanted,
 ) -> Vec<Vec<OfFunction>> {
+    let views = unwind::views::views(linux.kernel(), unwinder, frames);
+    let frame = |index: usize| {
+        let described = described(linux, &views, index, wanted);
+        match described.is_empty() && wanted.arguments {
+            true => vec![by_convention(linux, &frames[index], frames.get(index + 1))],
+            false => described,
+        }
+    };
+    (0..frames.len()).map(frame).collect()
+}
+
+/// What debug information says of the frame `index`; nothing when there is none for it.
+fn described(
+    linux: &Linux<'_, '_>,
+    views: &[View],
+    index: usize,
+    wanted: Wanted,
+) -> Vec<OfFunction> {
     let kernel = linux.kernel();
     let Some(debug) = kernel.debug_info() else { return Vec::new() };
-    let views = unwind::views::views(kernel, unwinder, frames);
-    let world = World { memory: kernel.memory(), machine: kernel.machine(), frames: &views };
+    let world = World { memory: kernel.memory(), machine: kernel.machine(), frames: views };
     let values = Values { linux, radix: Radix::Decimal };
     let shown = |variable: &Variable| {
         let (value, from) = match &variable.value {
@@ -73,8 +94,16 @@ pub fn of_frames(
             }
             Err(missing) => (None, reason(kernel.machine(), *missing)),
         };
-        let declaration = debug.declare(variable.kind, &variable.name);
-        show(&values, &variable.name, debug.type_name(variable.kind), declaration, value, from)
+        show(
+            &values,
+            Argument {
+                name: variable.name.clone(),
+                kind: debug.type_name(variable.kind),
+                declaration: debug.declare(variable.kind, &variable.name),
+                value,
+                from,
+            },
+        )
     };
     let all = |wanted: bool, variables: &[Variable]| match wanted {
         true => variables.iter().map(shown).collect(),
@@ -83,26 +112,31 @@ pub fn of_frames(
     let function = |it: &Variables| OfFunction {
         arguments: all(wanted.arguments, &it.arguments),
         locals: all(wanted.locals, &it.locals),
+        problem: None,
     };
-    let frame = |index| debug.variables(world, index).iter().map(function).collect();
-    (0..frames.len()).map(frame).collect()
+    debug.variables(world, index).iter().map(function).collect()
 }
 
-fn show(
-    values: &Values<'_, '_, '_>,
-    name: &str,
-    kind: String,
-    declaration: String,
-    value: Option<Value>,
-    from: String,
-) -> Shown {
+/// The arguments that the registers of a frame still have, by BTF and the calling convention.
+fn by_convention(linux: &Linux<'_, '_>, frame: &Frame, caller: Option<&Frame>) -> OfFunction {
+    let values = Values { linux, radix: Radix::Decimal };
+    match unwind::arguments::arguments(linux, frame, caller) {
+        Ok(arguments) => OfFunction {
+            arguments: arguments.into_iter().map(|argument| show(&values, argument)).collect(),
+            ..OfFunction::default()
+        },
+        Err(why) => OfFunction { problem: Some(why), ..OfFunction::default() },
+    }
+}
+
+fn show(values: &Values<'_, '_, '_>, it: Argument) -> Shown {
     Shown {
-        name: name.to_owned(),
-        kind,
-        declaration,
-        text: value.as_ref().map(|value| values.text(value, INDENT)),
-        json: value.as_ref().map_or(serde_json::Value::Null, |value| values.json(value)),
-        from,
+        text: it.value.as_ref().map(|value| values.text(value, INDENT)),
+        json: it.value.as_ref().map_or(serde_json::Value::Null, |value| values.json(value)),
+        name: it.name,
+        kind: it.kind,
+        declaration: it.declaration,
+        from: it.from,
     }
 }
 
@@ -143,7 +177,11 @@ impl OfFunction {
                 format!("{:INDENT$}{what} {}{value}  [{}]", "", it.declaration, it.from)
             }
         };
-        self.arguments.iter().map(line("arg  ")).chain(self.locals.iter().map(line("local")))
+        // That it was not interrupted is seen.
+        let problem = self.problem.iter().filter(|why| *why != NOT_INTERRUPTED);
+        let problem = problem.map(|why| format!("{:INDENT$}args  ?  [{why}]", ""));
+        let known = self.arguments.iter().map(line("arg  "));
+        problem.chain(known).chain(self.locals.iter().map(line("local")))
     }
 
     /// The fields that JSON has for it.
@@ -153,7 +191,8 @@ impl OfFunction {
         let all = |list: &[Shown]| list.iter().map(one).collect::<serde_json::Value>();
         let arguments = wanted.arguments.then(|| ("arguments", all(&self.arguments)));
         let locals = wanted.locals.then(|| ("locals", all(&self.locals)));
-        arguments.into_iter().chain(locals).collect()
+        let problem = wanted.arguments.then(|| ("arguments_problem", json!(self.problem)));
+        arguments.into_iter().chain(problem).chain(locals).collect()
     }
 }
 

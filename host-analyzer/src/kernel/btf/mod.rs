@@ -13,6 +13,8 @@ use crate::bytes::{self, u32_at};
 use super::types::TypeId;
 
 const MAGIC: u16 = 0xeb9f;
+/// Size of struct btf_header.
+const HEADER: u32 = 24;
 /// Size of struct btf_type, which every record begins with.
 const RECORD: usize = 12;
 /// Size of struct btf_member.
@@ -77,6 +79,21 @@ pub struct Btf<'a> {
     whole: bool,
 }
 
+/// Where types and strings lie in a blob, by its header (struct btf_header).
+fn sections(data: &[u8]) -> Result<(Range<usize>, Range<usize>), String> {
+    if bytes::u16_at(data, 0) != Some(MAGIC) {
+        return Err("BTF does not begin with its magic number".to_owned());
+    }
+    let header = u32_at(data, 4).unwrap_or(u32::MAX) as usize;
+    let section = |at: usize| {
+        let start = header.checked_add(u32_at(data, at)? as usize)?;
+        let end = start.checked_add(u32_at(data, at + 4)? as usize)?;
+        (end <= data.len()).then_some(start..end)
+    };
+    let sections = section(8).zip(section(16));
+    sections.ok_or_else(|| "the sections of BTF lie outside of it".to_owned())
+}
+
 #[derive(Clone, Copy)]
 struct Record {
     at: usize,
@@ -95,22 +112,38 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// A sentence that says what is wrong with the header.
     pub fn parse(data: Cow<'a, [u8]>) -> Result<Btf<'a>, String> {
-        if bytes::u16_at(&data, 0) != Some(MAGIC) {
-            return Err("BTF does not begin with its magic number".to_owned());
-        }
-        let header = u32_at(&data, 4).unwrap_or(u32::MAX) as usize;
-        let section = |at: usize| {
-            let start = header.checked_add(u32_at(&data, at)? as usize)?;
-            let end = start.checked_add(u32_at(&data, at + 4)? as usize)?;
-            (end <= data.len()).then_some(start..end)
-        };
-        let (Some(types), Some(strings)) = (section(8), section(16)) else {
-            return Err("the sections of BTF lie outside of it".to_owned());
-        };
+        let (types, strings) = sections(&data)?;
         let mut btf =
             Btf { data, types, strings, starts: Vec::new(), structures: Vec::new(), whole: false };
         btf.index();
         Ok(btf)
+    }
+
+    /// These types and those of `split`, which goes on where these end: its numbers of types and its places
+    /// of texts continue theirs.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with its header.
+    pub fn with_more(&self, split: &[u8]) -> Result<Btf<'static>, String> {
+        if !self.whole {
+            return Err(
+                "the kernel's own types, which they go on from, are not all there".to_owned()
+            );
+        }
+        let (types, strings) = sections(split)?;
+        let all = [
+            &self.data[self.types.clone()],
+            &split[types],
+            &self.data[self.strings.clone()],
+            &split[strings],
+        ];
+        let length = |parts: &[&[u8]]| parts.iter().map(|part| part.len() as u32).sum::<u32>();
+        let (types, strings) = (length(&all[..2]), length(&all[2..]));
+        let mut data = [&MAGIC.to_le_bytes()[..], &[1, 0]].concat();
+        let header = [HEADER, 0, types, types, strings];
+        data.extend(header.into_iter().flat_map(u32::to_le_bytes));
+        all.iter().for_each(|part| data.extend_from_slice(part));
+        Btf::parse(Cow::Owned(data))
     }
 
     fn index(&mut self) {
@@ -438,6 +471,23 @@ mod tests {
         let types = Btf::parse(blob.into()).unwrap();
         assert!(!types.is_whole());
         assert!(types.member("inner", "low").is_some());
+    }
+
+    #[test]
+    fn types_of_a_module_go_on_where_the_kernels_end() {
+        let base = types();
+        let strings = base.strings.len() as u32;
+        // typedef struct outer more; the text is the first of its own.
+        let words = [24, 0, 12, 12, 5, strings, kind::TYPEDEF << 24, 6];
+        let mut split = vec![0x9f, 0xeb, 1, 0];
+        split.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        split.extend_from_slice(b"more\0");
+        let both = base.with_more(&split).unwrap();
+        let more = both.named("more", |_| true);
+        assert_eq!((more.as_slice(), both.len()), (&[TypeId(7)][..], 7));
+        assert_eq!(both.size_of(TypeId(7)), Some(24));
+        assert!(both.member("outer", "in.wide").is_some());
+        assert!(base.with_more(&split[..30]).is_err());
     }
 
     #[test]
