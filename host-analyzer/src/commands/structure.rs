@@ -51,13 +51,7 @@ struct Wanted {
     id: TypeId,
     structure: Structure,
     /// The members, by their paths; none means all.
-    members: Vec<(String, Selected)>,
-}
-
-/// A member that was asked for.
-struct Selected {
-    field: Field,
-    width: u32,
+    members: Vec<(String, Field)>,
 }
 
 /// Runs the command.
@@ -95,28 +89,10 @@ fn wanted(types: &Btf<'_>, spec: &str) -> Result<Wanted, Error> {
     let select = |path: &str| {
         let missing = || Error::NoMember(format!("{name} with member {path}"));
         let field = types.member_of(id, path).ok_or_else(missing)?;
-        let last = path.rsplit('.').next().unwrap_or(path);
-        let width = width_of(types, id, path, last);
-        Ok((path.to_owned(), Selected { field, width }))
+        Ok((path.to_owned(), field))
     };
     let members = members.into_iter().map(select).collect::<Result<_, Error>>()?;
     Ok(Wanted { name: name.to_owned(), id, structure, members })
-}
-
-/// The width of a bit field in bits; 0 for members that are none.
-fn width_of(types: &Btf<'_>, id: TypeId, path: &str, last: &str) -> u32 {
-    let outer = match path.rsplit_once('.') {
-        Some((outer, _)) => types.member_of(id, outer).map_or(id, |field| field.kind),
-        None => id,
-    };
-    fn find(types: &Btf<'_>, members: &[Member], name: &str) -> Option<u32> {
-        members.iter().find_map(|member| match member.name.as_str() {
-            "" => find(types, &types.bare(member.kind).1.structure()?.members, name),
-            it => (it == name).then_some(member.width),
-        })
-    }
-    let structure = types.bare(outer).1.structure();
-    structure.and_then(|it| find(types, &it.members, last)).unwrap_or(0)
 }
 
 /// The structure, union, or typedef of one that is called `name`.
@@ -149,9 +125,9 @@ fn declare(
 ) -> Result<(), Error> {
     let offsets = options.offsets.then_some(0);
     if options.json {
-        let one = |path: &str, field: &Field, width: u32| {
+        let one = |path: &str, field: &Field| {
             let size = types.size_of(field.kind);
-            json!({"name": path, "offset": field.offset, "bit": field.bit, "width": width,
+            json!({"name": path, "offset": field.offset, "bit": field.bit, "width": field.width,
                 "size": size, "type": types.type_name(field.kind)})
         };
         let members: Vec<_> = match wanted.members.as_slice() {
@@ -161,10 +137,11 @@ fn declare(
                 .iter()
                 .map(|member| {
                     let (offset, bit) = (member.bits / 8, (member.bits % 8) as u32);
-                    one(&member.name, &Field { offset, bit, kind: member.kind }, member.width)
+                    let Member { kind, width, .. } = *member;
+                    one(&member.name, &Field { offset, bit, width, kind })
                 })
                 .collect(),
-            some => some.iter().map(|(path, it)| one(path, &it.field, it.width)).collect(),
+            some => some.iter().map(|(path, it)| one(path, it)).collect(),
         };
         let whole = json!({"type": wanted.name, "size": wanted.structure.size, "members": members});
         return text::json(&whole, out);
@@ -177,8 +154,8 @@ fn declare(
     writeln!(out, "{keyword} {} {{", wanted.name)?;
     for (path, selected) in &wanted.members {
         let name = path.rsplit('.').next().unwrap_or(path);
-        let place = format!("[{}]", selected.field.offset);
-        writeln!(out, "{place:>7}     {};", types.declare(selected.field.kind, name))?;
+        let place = format!("[{}]", selected.offset);
+        writeln!(out, "{place:>7}     {};", types.declare(selected.kind, name))?;
     }
     writeln!(out, "}}\nSIZE: {}", wanted.structure.size)?;
     Ok(())
@@ -302,7 +279,7 @@ impl Shows<'_, '_, '_> {
             return Ok(());
         }
         for (path, selected) in &self.wanted.members {
-            let value = types.member_at(&selected.field, selected.width, raw);
+            let value = types.member_at(selected, raw);
             writeln!(out, "  {path} = {}", values.text(&value, 2))?;
         }
         Ok(())
@@ -318,8 +295,8 @@ impl Shows<'_, '_, '_> {
         let value = match self.wanted.members.as_slice() {
             [] => values.json(&types.value(self.wanted.id, raw)),
             some => {
-                let one = |(path, selected): &(String, Selected)| {
-                    let value = types.member_at(&selected.field, selected.width, raw);
+                let one = |(path, selected): &(String, Field)| {
+                    let value = types.member_at(selected, raw);
                     (path.clone(), values.json(&value))
                 };
                 some.iter().map(one).collect::<serde_json::Map<_, _>>().into()

@@ -184,7 +184,12 @@ fn members(
     text: &mut String,
 ) {
     const MAX_DEPTH: usize = 16;
+    /// No structure takes as much; damaged ones that are in themselves would.
+    const MAX_TEXT: usize = 1 << 20;
     for member in &structure.members {
+        if text.len() > MAX_TEXT {
+            return;
+        }
         let at = before + member.bits / 8;
         let place = offsets.map(|base| match base {
             0 => format!("{:>7} ", format!("[{at}]")),

@@ -21,6 +21,8 @@ const RECORD: usize = 12;
 const MEMBER: usize = 12;
 /// Bound for chains of typedefs and nested anonymous structures.
 const MAX_DEPTH: u32 = 32;
+/// More nameless structures than any structure has.
+const MAX_NAMELESS: usize = 1 << 10;
 
 /// Kinds of types that are looked into here.
 mod kind {
@@ -52,6 +54,8 @@ pub struct Field {
     pub offset: usize,
     /// Offset of a bit field's lowest bit in the byte at `offset`; 0 for others.
     pub bit: u32,
+    /// Width of a bit field in bits; 0 for others.
+    pub width: u32,
     /// The member's type.
     pub kind: TypeId,
 }
@@ -211,20 +215,24 @@ impl<'a> Btf<'a> {
     /// The member `path` of the structure `id`.
     #[must_use]
     pub fn member_of(&self, id: TypeId, path: &str) -> Option<Field> {
-        let mut field = Field { offset: 0, bit: 0, kind: id };
+        let mut field = Field { offset: 0, bit: 0, width: 0, kind: id };
         for name in path.split('.') {
-            let inner = self.direct_member(field.kind, name, 0)?;
+            let inner = self.direct_member(field.kind, name, &mut Vec::new())?;
             let offset = field.offset.checked_add(inner.offset)?;
             field = Field { offset, ..inner };
         }
         Some(field)
     }
 
-    fn direct_member(&self, id: TypeId, name: &str, depth: u32) -> Option<Field> {
+    /// `passed` are the places of the structures that are being looked through, or were in vain: a damaged one
+    /// may be in itself, many times.
+    fn direct_member(&self, id: TypeId, name: &str, passed: &mut Vec<usize>) -> Option<Field> {
         let record = self.resolve(id)?;
-        if depth > MAX_DEPTH || !matches!(record.kind, kind::STRUCT | kind::UNION) {
+        let is_one = matches!(record.kind, kind::STRUCT | kind::UNION);
+        if !is_one || passed.contains(&record.at) || passed.len() >= MAX_NAMELESS {
             return None;
         }
+        passed.push(record.at);
         let types = self.data.get(self.types.clone())?;
         for index in 0..record.length {
             let at = record.at + RECORD + index * MEMBER;
@@ -232,12 +240,13 @@ impl<'a> Btf<'a> {
             let kind = TypeId(u32_at(types, at + 4)?);
             let bits = u32_at(types, at + 8)?;
             // With the flag set, the upper byte is the width of a bit field.
-            let bits = if record.flag { bits & 0x00ff_ffff } else { bits };
-            let outer = Field { offset: bits as usize / 8, bit: bits % 8, kind };
+            let (bits, width) =
+                if record.flag { (bits & 0x00ff_ffff, bits >> 24) } else { (bits, 0) };
+            let outer = Field { offset: bits as usize / 8, bit: bits % 8, width, kind };
             let found = match self.text(name_at) {
                 Some(text) if text == name.as_bytes() => Some(outer),
                 Some(b"") => self
-                    .direct_member(kind, name, depth + 1)
+                    .direct_member(kind, name, passed)
                     .map(|inner| Field { offset: outer.offset + inner.offset, ..inner }),
                 _ => None,
             };
@@ -414,7 +423,7 @@ mod tests {
     #[test]
     fn bit_fields_have_a_byte_and_a_bit() {
         let signal = types().member("outer", "signal").unwrap();
-        assert_eq!((signal.offset, signal.bit), (20, 3));
+        assert_eq!((signal.offset, signal.bit, signal.width), (20, 3, 1));
     }
 
     #[test]
@@ -488,6 +497,29 @@ mod tests {
         assert_eq!(both.size_of(TypeId(7)), Some(24));
         assert!(both.member("outer", "in.wide").is_some());
         assert!(base.with_more(&split[..30]).is_err());
+    }
+
+    #[test]
+    fn structures_that_are_in_themselves_many_times_end() {
+        // A nameless structure of eight nameless members, each of its own type.
+        let count = 8;
+        let mut words = vec![0, kind::STRUCT << 24 | count, 8];
+        words.extend((0..count).flat_map(|_| [0, 1, 0]));
+        // A prototype with itself as its parameters.
+        words.extend([0, kind::FUNC_PROTO << 24 | count, 2]);
+        words.extend((0..count).flat_map(|_| [0, 2]));
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        let header = [HEADER, 0, types.len() as u32, types.len() as u32, 1];
+        blob.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        blob.extend_from_slice(&types);
+        blob.push(0);
+        let types = Btf::parse(blob.into()).unwrap();
+        assert_eq!((types.len(), types.member_of(TypeId(1), "none")), (2, None));
+        let _ = types.value(TypeId(1), &[0; 8]);
+        assert!(types.declare(TypeId(2), "f").contains("endless"));
+        let structure = types.get(TypeId(1)).structure().unwrap();
+        assert!(!crate::render::value::declaration(&types, &structure, None).is_empty());
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub trait Types {
     /// A declaration of `name` with the type `id`: `char *argv[4]`, `int (*handler)(int)`. Without a
     /// name, the type alone.
     fn declare(&self, id: TypeId, name: &str) -> String {
-        names::declare(self, id, name.to_owned(), 0)
+        names::declare(self, id, name.to_owned())
     }
 
     /// The name of a type.
@@ -47,14 +47,14 @@ pub trait Types {
     /// The value of the type `id` that is in `raw`. What lies beyond the end of `raw`, or is of a type
     /// that cannot be read, is [`Value::Unknown`].
     fn value(&self, id: TypeId, raw: &[u8]) -> Value {
-        value::of(self, id, raw, 0)
+        value::of(self, id, raw, value::Walk::new(&value::budget()))
     }
 
-    /// The value of a member of the structure in `raw`; `width` is that of a bit field in bits, else 0.
-    fn member_at(&self, field: &Field, width: u32, raw: &[u8]) -> Value {
+    /// The value of a member of the structure in `raw`.
+    fn member_at(&self, field: &Field, raw: &[u8]) -> Value {
         let bits = field.offset * 8 + field.bit as usize;
-        let member = Member { name: String::new(), kind: field.kind, bits, width };
-        value::of_member(self, &member, raw, 0)
+        let member = Member { name: String::new(), kind: field.kind, bits, width: field.width };
+        value::of_member(self, &member, raw, value::Walk::new(&value::budget()))
     }
 }
 

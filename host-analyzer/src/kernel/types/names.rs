@@ -1,19 +1,34 @@
 //! Types written down in C.
 
+use std::cell::Cell;
+
 use super::{MAX_DEPTH, Prototype, Structure, Type, TypeId, Types};
+
+/// More types than any declaration has in it. Depth alone is no bound: prototypes that have themselves twice
+/// as a parameter double with every level.
+const MAX_TYPES: u32 = 4096;
+
+/// How deep a declaration has become, and how many more types it may have.
+#[derive(Clone, Copy)]
+struct Walk<'w> {
+    depth: u32,
+    left: &'w Cell<u32>,
+}
+
+/// A declaration of `name`, so far, with the type `id`.
+pub(super) fn declare<T: Types + ?Sized>(types: &T, id: TypeId, name: String) -> String {
+    declared(types, id, name, Walk { depth: 0, left: &Cell::new(MAX_TYPES) })
+}
 
 /// Declarators grow from the name outwards: what points, counts or takes arguments stands around
 /// what has been written so far.
-pub(super) fn declare<T: Types + ?Sized>(
-    types: &T,
-    id: TypeId,
-    so_far: String,
-    depth: u32,
-) -> String {
-    if depth > MAX_DEPTH {
+fn declared<T: Types + ?Sized>(types: &T, id: TypeId, so_far: String, walk: Walk<'_>) -> String {
+    if walk.depth > MAX_DEPTH || walk.left.get() == 0 {
         return format!("(endless type) {so_far}");
     }
-    let next = |id, so_far| declare(types, id, so_far, depth + 1);
+    walk.left.set(walk.left.get() - 1);
+    let walk = Walk { depth: walk.depth + 1, ..walk };
+    let next = |id, so_far| declared(types, id, so_far, walk);
     match types.get(id) {
         Type::Pointer(to) => {
             let binds_less = matches!(tagless(types, to), Type::Array(..) | Type::Prototype(_));
@@ -21,7 +36,7 @@ pub(super) fn declare<T: Types + ?Sized>(
         }
         Type::Array(element, count) => next(element, format!("{so_far}[{count}]")),
         Type::Prototype(prototype) => {
-            let parameters = parameters(types, &prototype, depth);
+            let parameters = parameters(types, &prototype, walk);
             next(prototype.returns, format!("{so_far}({parameters})"))
         }
         Type::Tagged(inner) => next(inner, so_far),
@@ -34,13 +49,13 @@ pub(super) fn declare<T: Types + ?Sized>(
     }
 }
 
-fn parameters<T: Types + ?Sized>(types: &T, prototype: &Prototype, depth: u32) -> String {
+fn parameters<T: Types + ?Sized>(types: &T, prototype: &Prototype, walk: Walk<'_>) -> String {
     if prototype.parameters.is_empty() {
         return "void".to_owned();
     }
     let one = |(name, id): &(String, TypeId)| match id.0 {
         0 => "...".to_owned(),
-        _ => declare(types, *id, name.clone(), depth + 1),
+        _ => declared(types, *id, name.clone(), walk),
     };
     prototype.parameters.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -1,8 +1,43 @@
 //! Objects of the dead kernel as trees of values, by their types.
 
+use std::cell::Cell;
+
 use crate::VirtAddr;
 
 use super::{MAX_DEPTH, Member, Type, TypeId, Types, bit_field, integer};
+
+/// More values than anything that is looked at has in it. Depth alone is no bound: in damaged types a structure
+/// may be a member of itself twice, and double with every level.
+const MAX_VALUES: u32 = 1 << 18;
+
+/// How deep the way into a value has become, and how many more may be seen.
+#[derive(Clone, Copy)]
+pub(super) struct Walk<'w> {
+    depth: u32,
+    left: &'w Cell<u32>,
+}
+
+/// What a walk may see at most.
+pub(super) fn budget() -> Cell<u32> {
+    Cell::new(MAX_VALUES)
+}
+
+impl<'w> Walk<'w> {
+    pub(super) fn new(left: &'w Cell<u32>) -> Walk<'w> {
+        Walk { depth: 0, left }
+    }
+
+    fn down(self) -> Walk<'w> {
+        Walk { depth: self.depth + 1, ..self }
+    }
+
+    /// Whether another value may be looked at; counts it.
+    fn goes_on(self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        self.depth <= MAX_DEPTH && left != 0
+    }
+}
 
 /// A value, and what it is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,10 +74,10 @@ pub enum Value {
 }
 
 /// The value of the type `id` in `raw`, at this depth of structures within structures.
-pub(super) fn of<T: Types + ?Sized>(types: &T, id: TypeId, raw: &[u8], depth: u32) -> Value {
+pub(super) fn of<T: Types + ?Sized>(types: &T, id: TypeId, raw: &[u8], walk: Walk<'_>) -> Value {
     const CUT: Value = Value::Unknown("not all of it could be read");
-    if depth > MAX_DEPTH {
-        return Value::Unknown("too deep");
+    if !walk.goes_on() {
+        return Value::Unknown("too deep, or too large");
     }
     let (_, kind) = types.bare(id);
     let scalar = |size: usize, signed| raw.get(..size).and_then(|raw| integer(raw, signed));
@@ -62,10 +97,10 @@ pub(super) fn of<T: Types + ?Sized>(types: &T, id: TypeId, raw: &[u8], depth: u3
             Some(number) => pointer(types, to, VirtAddr(number as u64)),
             None => CUT,
         },
-        Type::Array(element, count) => array(types, element, count, raw, depth),
+        Type::Array(element, count) => array(types, element, count, raw, walk),
         Type::Structure(structure) => {
             let member = |member: &Member| {
-                (member.name.clone(), member.bits / 8, of_member(types, member, raw, depth))
+                (member.name.clone(), member.bits / 8, of_member(types, member, raw, walk))
             };
             Value::Structure(structure.members.iter().map(member).collect())
         }
@@ -79,11 +114,11 @@ pub(super) fn of_member<T: Types + ?Sized>(
     types: &T,
     member: &Member,
     raw: &[u8],
-    depth: u32,
+    walk: Walk<'_>,
 ) -> Value {
     let rest = raw.get(member.bits / 8..).unwrap_or_default();
     if member.width == 0 {
-        return of(types, member.kind, rest, depth + 1);
+        return of(types, member.kind, rest, walk.down());
     }
     let (_, kind) = types.bare(member.kind);
     let signed = matches!(&kind, Type::Integer(it) if it.signed);
@@ -104,7 +139,7 @@ fn array<T: Types + ?Sized>(
     element: TypeId,
     count: usize,
     raw: &[u8],
-    depth: u32,
+    walk: Walk<'_>,
 ) -> Value {
     let (_, kind) = types.bare(element);
     if let Type::Integer(it) = &kind
@@ -118,7 +153,7 @@ fn array<T: Types + ?Sized>(
     // Elements beyond the end of what there is are not counted out: a count may be nonsense.
     let there = raw.len().checked_div(size).map_or(0, |there| there.min(count));
     let one =
-        |index: usize| of(types, element, raw.get(index * size..).unwrap_or_default(), depth + 1);
+        |index: usize| of(types, element, raw.get(index * size..).unwrap_or_default(), walk.down());
     let mut elements: Vec<Value> = (0..there).map(one).collect();
     if there < count {
         elements.push(Value::Unknown("the rest could not be read"));
