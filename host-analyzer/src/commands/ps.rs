@@ -1,6 +1,6 @@
 //! `ps`: what [`Options`] says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
 use clap::Args;
@@ -30,9 +30,35 @@ pub struct Options {
     /// Children below their parents, indented
     #[arg(short, long)]
     pub tree: bool,
+    /// Kernel threads only
+    #[arg(short, long)]
+    pub kernel: bool,
+    /// Tasks of user space only
+    #[arg(short, long, conflicts_with = "kernel")]
+    pub user: bool,
+    /// The first thread of each process only
+    #[arg(short = 'G', long)]
+    pub leaders: bool,
+    /// Tasks that were running on a CPU only
+    #[arg(short = 'A', long)]
+    pub active: bool,
+    /// Instead of the tasks: how many there are in each state
+    #[arg(short = 'S', long, conflicts_with = "tree")]
+    pub summary: bool,
     /// Output as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl Options {
+    /// Whether a task is of a kind that is wanted. One of which that cannot be told is.
+    fn admits(&self, process: &Process) -> bool {
+        let of_kind = match process.kernel_thread {
+            Ok(kernel) => !(self.kernel && !kernel || self.user && kernel),
+            Err(_) => true,
+        };
+        of_kind && (!self.leaders || process.task.pid == process.task.tgid)
+    }
 }
 
 /// Runs the command. A task that cannot be read costs its row.
@@ -55,14 +81,20 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
             (false, false) => Error::TaskNotFound(options.tasks.join(", "), problems.join("; ")),
         });
     }
-    let processes = found.into_iter().map(|task| layout.read(kernel, task)).collect();
-    let listed = if options.tree { as_tree(processes) } else { flat(processes) };
     let cpu_of: HashMap<_, _> = running.into_iter().map(|(cpu, task)| (task, cpu)).collect();
     let running_on = |task: &Task| {
         // Where a run queue is lost, the task itself still tells.
         let by_task = Some(task.cpu).filter(|_| torn && task.on_cpu);
         cpu_of.get(&task.address).copied().or(by_task)
     };
+    let processes = found.into_iter().map(|task| layout.read(kernel, task));
+    let wanted =
+        |it: &Process| options.admits(it) && (!options.active || running_on(&it.task).is_some());
+    let processes: Vec<Process> = processes.filter(wanted).collect();
+    if options.summary {
+        return summary(kernel, options, &processes, &problems, out);
+    }
+    let listed = if options.tree { as_tree(processes) } else { flat(processes) };
     if options.json {
         let one = |(_, it): &(usize, Process)| document(it, running_on(&it.task));
         let all: Vec<_> = listed.iter().map(one).collect();
@@ -77,6 +109,29 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
         writeln!(out, "not found: {name}")?;
     }
     text::problems(&problems, out)
+}
+
+/// How many tasks there are, and how many in each state.
+fn summary(
+    kernel: &Kernel<'_>,
+    options: &Options,
+    processes: &[Process],
+    problems: &[String],
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
+    for process in processes {
+        *states.entry(process.task.state().short).or_default() += 1;
+    }
+    if options.json {
+        let document = json!({"total": processes.len(), "states": states, "problems": problems});
+        return text::json(&document, out);
+    }
+    text::completeness(kernel.dump(), out)?;
+    let counted = states.iter().map(|(state, count)| format!("{state}: {count}"));
+    let counted: Vec<String> = counted.collect();
+    writeln!(out, "TASKS: {}  {}", processes.len(), counted.join("  "))?;
+    text::problems(problems, out)
 }
 
 const COLUMNS: [(&str, Align); 9] = [
@@ -234,6 +289,20 @@ mod tests {
         assert_eq!(pids(&["7"]), (vec![2, 7], 0));
         assert_eq!(pids(&["sh", "nobody"]), (vec![7], 1));
         assert_eq!(pids(&[]).0.len(), 3);
+    }
+
+    #[test]
+    fn kinds_of_tasks_are_told_apart_and_none_is_lost_for_lack_of_knowledge() {
+        let user = process(1, 0);
+        let kernel = Process { kernel_thread: Ok(true), ..process(2, 0) };
+        let torn =
+            Process { kernel_thread: Err(ReadError::NotMapped(VirtAddr(0))), ..process(3, 0) };
+        let admitted = |options: Options| [&user, &kernel, &torn].map(|it| options.admits(it));
+        assert_eq!(admitted(Options { kernel: true, ..Options::default() }), [false, true, true]);
+        assert_eq!(admitted(Options { user: true, ..Options::default() }), [true, false, true]);
+        let mut thread = process(4, 0);
+        thread.task.tgid = 1;
+        assert!(!Options { leaders: true, ..Options::default() }.admits(&thread));
     }
 
     #[test]
