@@ -120,6 +120,9 @@ pub(super) fn of_member<T: Types + ?Sized>(
     if member.width == 0 {
         return of(types, member.kind, rest, walk.down());
     }
+    if !walk.goes_on() {
+        return Value::Unknown("too deep, or too large");
+    }
     let (_, kind) = types.bare(member.kind);
     let signed = matches!(&kind, Type::Integer(it) if it.signed);
     let number = bit_field(raw, member.bits, member.width, signed);
