@@ -1,6 +1,4 @@
-//! The architectures whose dumps are read: one place that tells them apart.
-//!
-//! [`super::paging::for_kernel`] and [`crate::unwind::for_kernel`] choose by it; nothing else asks.
+//! The architectures whose dumps are read, and what of them is needed in more than one place.
 
 use crate::{Error, VirtAddr, bytes};
 
@@ -47,6 +45,34 @@ impl Machine {
         let word = |index: usize| bytes::u64_at(registers, index * 8).map(VirtAddr);
         Some(Stand { pc: word(pc)?, sp: word(sp)? })
     }
+
+    /// Bytes of a call whose instruction itself says where it goes.
+    #[must_use]
+    pub fn direct_call_size(self) -> u64 {
+        match self {
+            Machine::X86_64 => 5,
+            Machine::Aarch64 => 4,
+        }
+    }
+
+    /// Where the instruction `code`, which ends at `at`, calls to; `None` when it is no such call: `call` with a
+    /// displacement of 32 bits (Intel SDM volume 2A), `bl` (Arm ARM, DDI 0487, C6.2).
+    #[must_use]
+    pub fn direct_call(self, code: &[u8], at: VirtAddr) -> Option<VirtAddr> {
+        const CALL: u8 = 0xe8;
+        const BL: u32 = 0b10_0101;
+        let (from, distance) = match self {
+            Machine::X86_64 => {
+                let distance = bytes::i32_at(code, 1).filter(|_| code[0] == CALL)?;
+                (at, i64::from(distance))
+            }
+            Machine::Aarch64 => {
+                let word = bytes::u32_at(code, 0).filter(|word| word >> 26 == BL)?;
+                (at.back(4), i64::from((word << 6) as i32 >> 6) * 4)
+            }
+        };
+        Some(from.offset(distance as u64))
+    }
 }
 
 #[cfg(test)]
@@ -61,5 +87,17 @@ mod tests {
         assert_eq!(stand(183), Stand { pc: VirtAddr(32), sp: VirtAddr(31) });
         assert_eq!(Machine::Aarch64.stand(&raw[..256]), None);
         assert!(Machine::from_elf(40).is_err());
+    }
+
+    #[test]
+    fn direct_calls_say_where_they_go() {
+        let at = VirtAddr(0x1000);
+        let back = [0xe8, 0xfb, 0xff, 0xff, 0xff];
+        assert_eq!(Machine::X86_64.direct_call(&back, at), Some(VirtAddr(0xffb)));
+        assert_eq!(Machine::X86_64.direct_call(&[0xe9, 0, 0, 0, 0], at), None);
+        assert_eq!(Machine::X86_64.direct_call(&[0xe8], at), None);
+        let back = 0x97ff_ffff_u32.to_le_bytes();
+        assert_eq!(Machine::Aarch64.direct_call(&back, at), Some(VirtAddr(0xff8)));
+        assert_eq!(Machine::Aarch64.direct_call(&0x1400_0001_u32.to_le_bytes(), at), None);
     }
 }

@@ -55,6 +55,15 @@ pub fn name(machine: Machine, number: u16) -> String {
     }
 }
 
+/// The number of the stack pointer.
+#[must_use]
+pub fn stack_pointer(machine: Machine) -> u16 {
+    match machine {
+        Machine::X86_64 => 7,
+        Machine::Aarch64 => 31,
+    }
+}
+
 /// Whether functions give a register back as they found it (System V ABI, AMD64 supplement, 3.2.1;
 /// AAPCS64, 6.1.1).
 #[must_use]

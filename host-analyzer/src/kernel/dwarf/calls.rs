@@ -5,8 +5,7 @@ use gimli::{
     constants as dw,
 };
 
-use crate::kernel::machine::Machine;
-use crate::{VirtAddr, bytes};
+use crate::VirtAddr;
 
 use super::expressions::{Context, Missing, Origin, World};
 use super::{DebugInfo, MAX_DEPTH, Reader};
@@ -58,7 +57,9 @@ impl<'a> DebugInfo<'a> {
         call: &Call<'a>,
         returns: VirtAddr,
     ) -> Result<bool, Missing> {
-        let direct = direct_call(world, returns);
+        let size = world.machine.direct_call_size();
+        let code = world.memory.bytes(returns.back(size), size as usize).ok();
+        let direct = code.and_then(|code| world.machine.direct_call(&code, returns));
         if direct.is_some_and(|target| self.begins(context, target).unwrap_or(false)) {
             return Ok(true);
         }
@@ -97,22 +98,6 @@ fn makes_no_jumps(unit: UnitRef<'_, Reader<'_>>) -> bool {
     };
     let flag = "-fno-optimize-sibling-calls";
     producer().is_some_and(|it| it.to_string_lossy().contains(flag))
-}
-
-/// The target of the call before `at`, when the instruction itself says it: `call` with a displacement, or
-/// `bl`.
-fn direct_call(world: World<'_, '_>, at: VirtAddr) -> Option<VirtAddr> {
-    match world.machine {
-        Machine::X86_64 => {
-            let code = world.memory.bytes(at.back(5), 5).ok()?;
-            let distance = bytes::i32_at(&code, 1).filter(|_| code[0] == 0xe8)?;
-            Some(at.offset(i64::from(distance) as u64))
-        }
-        Machine::Aarch64 => {
-            let word = world.memory.u32(at.back(4)).ok().filter(|word| word >> 26 == 0b10_0101)?;
-            Some(at.back(4).offset((i64::from((word << 6) as i32 >> 6) * 4) as u64))
-        }
-    }
 }
 
 /// The call in `function` that returns to `pc`.

@@ -210,8 +210,7 @@ impl Found<'_> {
         size: usize,
     ) -> Result<(Vec<u8>, Origin), Missing> {
         if let [piece @ Piece { size_in_bits: None, .. }] = self.pieces.as_slice() {
-            let (bytes, origin) = self.part(world, frame, piece, size)?;
-            return Ok((bytes, origin));
+            return self.part(world, frame, piece, size);
         }
         let mut bytes = Vec::with_capacity(size);
         for piece in &self.pieces {
@@ -223,10 +222,9 @@ impl Found<'_> {
             }
             bytes.extend(self.part(world, frame, piece, part)?.0);
         }
-        match bytes.len() {
-            0 => Err(Missing::OptimizedOut),
-            length if length < size => Err(Missing::OptimizedOut),
-            _ => Ok((bytes, Origin::Parts)),
+        match bytes.len() == size && size != 0 {
+            true => Ok((bytes, Origin::Parts)),
+            false => Err(Missing::OptimizedOut),
         }
     }
 

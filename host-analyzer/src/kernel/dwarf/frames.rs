@@ -9,7 +9,7 @@ use gimli::{
 
 use crate::VirtAddr;
 use crate::kernel::machine::Machine;
-use crate::kernel::registers::{Registers, is_kept};
+use crate::kernel::registers::{Registers, is_kept, stack_pointer};
 use crate::kernel::virt::VirtualMemory;
 use crate::kernel::vmlinux::Vmlinux;
 
@@ -38,7 +38,7 @@ pub struct Caller {
 
 impl<'a> CallFrames<'a> {
     pub(super) fn new(vmlinux: &'a Vmlinux) -> CallFrames<'a> {
-        let data = vmlinux.section(DEBUG_FRAME);
+        let data = vmlinux.section(".debug_frame");
         let mut section = DebugFrame::from(EndianSlice::new(data, LittleEndian));
         section.set_address_size(8);
         // Both architectures' tables: the one rule of arm64's own says whether x30 is signed.
@@ -85,8 +85,6 @@ impl<'a> CallFrames<'a> {
     }
 }
 
-const DEBUG_FRAME: &str = ".debug_frame";
-
 fn apply(
     row: &UnwindTableRow<usize>,
     link: Register,
@@ -107,13 +105,9 @@ fn apply(
         None if is_kept(machine, number) => registers.get(number),
         _ => None,
     };
-    let stack_pointer = match machine {
-        Machine::X86_64 => 7,
-        Machine::Aarch64 => 31,
-    };
     let mut known: Registers =
         (0..32).filter(|&it| it != link.0).filter_map(|it| Some((it, value(it)?))).collect();
-    known.set(stack_pointer, cfa);
+    known.set(stack_pointer(machine), cfa);
     let (slot, link) = match row.register(link) {
         Some(RegisterRule::Offset(offset)) => (Some(slot(offset)), None),
         None | Some(RegisterRule::SameValue) => (None, registers.get(link.0)),

@@ -125,7 +125,7 @@ fn base(name: String, entry: &Entry<'_>) -> Type {
 }
 
 /// Calls `with` with every entry directly below another one.
-fn children<'a>(
+pub(super) fn children<'a>(
     unit: UnitRef<'_, Reader<'a>>,
     offset: UnitOffset,
     mut with: impl FnMut(DwTag, &Entry<'a>) -> gimli::Result<()>,

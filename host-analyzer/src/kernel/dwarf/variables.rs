@@ -8,7 +8,7 @@ use gimli::{
 use crate::kernel::types::{TypeId, Types};
 
 use super::expressions::{Context, Missing, Origin, World};
-use super::types::{own_name, type_of};
+use super::types::{children, own_name, type_of};
 use super::{DebugInfo, MAX_DEPTH, Reader, covers};
 
 type Entry<'a> = DebuggingInformationEntry<Reader<'a>>;
@@ -191,24 +191,22 @@ fn in_order<'a>(
     declared: UnitOffset,
     instances: Vec<UnitOffset>,
 ) -> gimli::Result<Vec<UnitOffset>> {
-    let mut wanted = Declared::default();
-    let mut tree = unit.entries_tree(Some(declared))?;
-    let mut children = tree.root()?.children();
-    while let Some(child) = children.next()? {
-        if child.entry().tag() == dw::DW_TAG_formal_parameter {
-            wanted.arguments.push(child.entry().offset());
-        }
-    }
-    let mut origins = Vec::new();
-    for &at in &instances {
-        origins.push(origin(&unit.entry(at)?));
-    }
+    let mut ordered = Vec::new();
+    children(unit, declared, |tag, entry| {
+        ordered.extend((tag == dw::DW_TAG_formal_parameter).then_some(entry.offset()));
+        Ok(())
+    })?;
+    let origins = instances.iter().map(|&at| Ok(origin(&unit.entry(at)?)));
+    let origins = origins.collect::<gimli::Result<Vec<_>>>()?;
     let instance = |parameter: UnitOffset| {
         let index = origins.iter().position(|origin| *origin == Some(parameter));
         index.map_or(parameter, |index| instances[index])
     };
-    let mut ordered: Vec<UnitOffset> = wanted.arguments.into_iter().map(instance).collect();
-    ordered
-        .extend(instances.iter().filter(|at| !ordered.contains(at)).copied().collect::<Vec<_>>());
+    let mut ordered: Vec<UnitOffset> = ordered.into_iter().map(instance).collect();
+    for at in instances {
+        if !ordered.contains(&at) {
+            ordered.push(at);
+        }
+    }
     Ok(ordered)
 }

@@ -83,6 +83,10 @@ struct State {
 }
 
 impl State {
+    fn new(pc: VirtAddr, kind: FrameKind, at: VirtAddr, record: VirtAddr, used: VirtAddr) -> State {
+        State { pc, kind, at, record, used, registers: None, saved: None }
+    }
+
     /// What is known of the registers.
     fn known(&self) -> Registers {
         let mut known = match &self.registers {
@@ -129,11 +133,13 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
     /// What a task saved when it stopped running: struct cpu_context (asm/processor.h).
     fn saved(&self, task: VirtAddr) -> Result<State, String> {
         let memory = self.kernel().memory();
-        let word = |name: &str| {
+        let place = |name: &str| {
             let path = format!("thread.cpu_context.{name}");
             let member = self.kernel().offset("task_struct", &path);
-            let at = task.offset(member.map_err(|error| error.to_string())?);
-            let word = memory.u64(at);
+            member.map(|member| task.offset(member)).map_err(|error| error.to_string())
+        };
+        let word = |name: &str| {
+            let word = memory.u64(place(name)?);
             word.map_err(|error| format!("its saved registers are lost: {error}"))
         };
         let (pc, sp) = (self.unsigned(word("pc")?), VirtAddr(word("sp")?));
@@ -141,11 +147,16 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
         let never_ran = self.linux.place(pc).is_some_and(|place| place.offset == 0);
         let kind = if never_ran { FrameKind::Registers } else { FrameKind::ReturnAddress };
         let record = VirtAddr(word("fp")?);
-        let kept = (19..29).map(|number| Some((number, word(&format!("x{number}")).ok()?)));
-        let mut saved: Registers = kept.flatten().collect();
+        // x19 to x28 lie one behind the other.
+        let first = place("x19").ok();
+        let kept = (0..10u16).filter_map(|index| {
+            let at = first?.offset(u64::from(index) * 8);
+            Some((19 + index, memory.u64(at).ok()?))
+        });
+        let mut saved: Registers = kept.collect();
         saved.set(reg::SP as u16, sp.0);
         let saved = Some(Box::new(saved));
-        Ok(State { pc, kind, at: sp, record, used: sp.back(1), registers: None, saved })
+        Ok(State { saved, ..State::new(pc, kind, sp, record, sp.back(1)) })
     }
 
     fn begin(&self, start: Start<'_>) -> Result<Step, String> {
@@ -161,14 +172,12 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
                 let lost = |error: ReadError| error.to_string();
                 let pc = self.unsigned(memory.u64(at).map_err(lost)?);
                 let record = memory.pointer(at.back(8)).map_err(lost)?;
-                let (kind, used) = (FrameKind::ReturnAddress, at.offset(7));
-                let (registers, saved) = (None, None);
-                Step::To(State { pc, kind, at, record, used, registers, saved }, None)
+                let kind = FrameKind::ReturnAddress;
+                Step::To(State::new(pc, kind, at, record, at.offset(7)), None)
             }
             Start::Instruction(pc, record) => {
-                let (kind, used) = (FrameKind::Registers, record.back(1));
-                let (registers, saved) = (None, None);
-                Step::To(State { pc, kind, at: record, record, used, registers, saved }, None)
+                let kind = FrameKind::Registers;
+                Step::To(State::new(pc, kind, record, record, record.back(1)), None)
             }
         })
     }
@@ -211,9 +220,7 @@ impl<'k, 'd> Arm64Unwinder<'k, 'd> {
             }
             _ => {
                 let (pc, kind) = (self.unsigned(lr), FrameKind::ReturnAddress);
-                let used = at.offset(15);
-                let (at, registers, saved) = (at.offset(8), None, None);
-                let next = State { pc, kind, at, record, used, registers, saved };
+                let next = State::new(pc, kind, at.offset(8), record, at.offset(15));
                 return Ok(Step::To(next, None));
             }
         };
@@ -286,8 +293,8 @@ fn from_exception(registers: Arm64Registers, base: VirtAddr, used: VirtAddr) -> 
     }
     let (pc, at, kind) = (registers.pc(), registers.sp(), FrameKind::Registers);
     let record = VirtAddr(registers.words[reg::FP]);
-    let (registers, saved) = (Some(Box::new(registers)), None);
-    Step::To(State { pc, kind, at, record, used, registers, saved }, Some(frame))
+    let registers = Some(Box::new(registers));
+    Step::To(State { registers, ..State::new(pc, kind, at, record, used) }, Some(frame))
 }
 
 impl Arm64Unwinder<'_, '_> {
@@ -355,11 +362,10 @@ impl Arm64Unwinder<'_, '_> {
 
     /// Whether the instruction before `at` is a call, and of what: `bl` says it, `blr` does not.
     fn call_before(&self, at: VirtAddr) -> Option<Option<VirtAddr>> {
-        let call = at.back(4);
-        let word = self.kernel().memory().u32(call).ok()?;
-        if word >> 26 == 0b10_0101 {
-            let distance = i64::from((word << 6) as i32 >> 6) * 4;
-            return Some(Some(call.offset(distance as u64)));
+        let word = self.kernel().memory().u32(at.back(4)).ok()?;
+        let target = self.kernel().machine().direct_call(&word.to_le_bytes(), at);
+        if target.is_some() {
+            return Some(target);
         }
         // blr, and blraa and the like
         (word & 0xfeff_f000 == 0xd63f_0000).then_some(None)

@@ -132,7 +132,8 @@ fn first_on_stack(
         // Where the stack pointer was at the start.
         Machine::Aarch64 => {
             let moved = state?.stack?;
-            Some(VirtAddr(frame.registers.get(31)?.wrapping_add_signed(moved.wrapping_neg())))
+            let now = frame.registers.get(registers::stack_pointer(machine))?;
+            Some(VirtAddr(now.wrapping_sub(moved as u64)))
         }
     }
 }

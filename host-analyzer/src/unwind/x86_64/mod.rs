@@ -280,22 +280,21 @@ impl<'k, 'd> X86Unwinder<'k, 'd> {
         }
     }
 
-    /// Whether the instruction before `at` is `call function` (e8, 32-bit displacement).
+    /// Whether the instruction before `at` is `call function`.
     fn follows_call_of(&self, at: VirtAddr, function: VirtAddr) -> Result<bool, ReadError> {
-        const CALL: u8 = 0xe8;
         let kernel = self.kernel();
         // Text comes first in the image; what lies behind it is not called from.
         let inside = at.0 >> 63 == 1 && kernel.in_image(at.back(1)) && kernel.may_be_text(at);
         if !inside {
             return Ok(false);
         }
-        let call = match kernel.memory().bytes(at.back(5), 5) {
-            Err(error) if error.is_lost() => return Err(error),
-            Err(_) => return Ok(false),
-            Ok(call) => call,
-        };
-        let target = bytes::i32_at(&call, 1).map(|distance| at.offset(i64::from(distance) as u64));
-        Ok(call[0] == CALL && target == Some(function))
+        let machine = kernel.machine();
+        let size = machine.direct_call_size();
+        match kernel.memory().bytes(at.back(size), size as usize) {
+            Err(error) if error.is_lost() => Err(error),
+            Err(_) => Ok(false),
+            Ok(call) => Ok(machine.direct_call(&call, at) == Some(function)),
+        }
     }
 
     fn canonical_address(&self, state: &State, rule: Entry) -> Result<VirtAddr, String> {
