@@ -69,9 +69,16 @@ fn anchor(
     image: &[Piece<'_>],
     known: &HashMap<VirtAddr, &str>,
 ) -> Option<usize> {
+    // Every word of the image is looked up, and there are few to look among.
+    let mut sorted: Vec<(VirtAddr, &str)> = known.iter().map(|(&at, &name)| (at, name)).collect();
+    sorted.sort_unstable();
+    let name_of = |value: VirtAddr| {
+        let index = sorted.binary_search_by_key(&value, |&(at, _)| at).ok()?;
+        Some(sorted[index].1)
+    };
     (0..piece.bytes.len() / 4).map(|index| index * 4).find(|&at| {
-        let name = relative(piece, at).and_then(|value| known.get(&value));
-        name.is_some_and(|&name| entry(piece, image, at).is_some_and(|(it, _)| it == name))
+        let name = relative(piece, at).and_then(name_of);
+        name.is_some_and(|name| entry(piece, image, at).is_some_and(|(it, _)| it == name))
     })
 }
 

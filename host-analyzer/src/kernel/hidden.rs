@@ -98,17 +98,19 @@ fn types_in(piece: &Piece<'_>, image_end: VirtAddr) -> Option<(VirtAddr, VirtAdd
 /// The head of the list of modules (`modules`, kernel/module/main.c).
 fn module_list(kernel: &Kernel<'_>) -> Option<VirtAddr> {
     let list = kernel.offset("module", "list").ok()?;
-    head_of(kernel, |first| is_module(kernel, first.back(list)))
+    let itself = kernel.offset("module", "mkobj.mod").ok()?;
+    head_of(kernel, |first| is_module(kernel, itself, first.back(list)))
 }
 
 /// The head of the list of modules' types (`btf_modules`, kernel/bpf/btf.c), whose elements point to theirs.
 fn module_types(kernel: &Kernel<'_>) -> Option<VirtAddr> {
     let list = kernel.offset("btf_module", "list").ok()?;
     let module = kernel.offset("btf_module", "module").ok()?;
+    let itself = kernel.offset("module", "mkobj.mod").ok()?;
     let memory = kernel.memory();
     let points_to_module = |node: VirtAddr| {
         let module = memory.pointer(node.back(list).offset(module));
-        module.is_ok_and(|module| is_module(kernel, module))
+        module.is_ok_and(|module| is_module(kernel, itself, module))
     };
     // Other things point to modules, too: all elements up to the head must.
     head_of(kernel, |first| {
@@ -124,10 +126,9 @@ fn module_types(kernel: &Kernel<'_>) -> Option<VirtAddr> {
 /// More modules than anybody loads.
 const MAX_MODULES: usize = 1 << 14;
 
-/// Whether a struct module is at `at`: it points to itself.
-fn is_module(kernel: &Kernel<'_>, at: VirtAddr) -> bool {
-    let itself = kernel.offset("module", "mkobj.mod");
-    itself.is_ok_and(|itself| kernel.memory().pointer(at.offset(itself)) == Ok(at))
+/// Whether a struct module is at `at`: it points to itself, `itself` bytes behind its start.
+fn is_module(kernel: &Kernel<'_>, itself: u64, at: VirtAddr) -> bool {
+    kernel.memory().pointer(at.offset(itself)) == Ok(at)
 }
 
 /// The head of a list, in the image, whose first element is as wanted.
