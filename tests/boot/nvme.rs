@@ -16,7 +16,8 @@ stories! {
         second_namespace_is_taken_when_only_it_has_a_mark,
         namespace_that_falls_silent_is_left_for_the_next_one;
     aarch64:
-        blocks_of_512_bytes;
+        blocks_of_512_bytes,
+        blocks_of_4_kib;
 }
 
 fn blocks_of_512_bytes(arch: &'static str) -> Result<()> {

@@ -33,7 +33,8 @@ stories! {
         kernel_dump_is_smaller_than_12_mb_and_complete,
         kernel_dump_needs_no_vmlinux,
         full_dump_is_what_qemu_reads,
-        two_way_line_that_spoils_frames_ends_exact;
+        two_way_line_that_spoils_frames_ends_exact,
+        one_way_line_that_spoils_frames_names_what_it_lost;
 }
 
 /// Bytes that a line of 115200 bits per second takes in a second.
