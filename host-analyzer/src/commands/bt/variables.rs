@@ -147,11 +147,13 @@ fn place(machine: Machine, origin: Origin) -> String {
     match origin {
         Origin::Register(number) => registers::name(machine, number),
         Origin::Memory(at) => format!("at {at:x}"),
+        Origin::LikelyMemory(at) => format!("at {at:x}, if the caller called this directly"),
         Origin::Computed => "computed".to_owned(),
         Origin::Entry => "as the caller passed it".to_owned(),
         Origin::LikelyEntry => "as the caller passed it, if it called this directly".to_owned(),
         Origin::Constant => "constant".to_owned(),
         Origin::Parts => "in parts".to_owned(),
+        Origin::LikelyParts => "in parts, if the caller called this directly".to_owned(),
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Origin {
     Register(u16),
     /// Memory.
     Memory(VirtAddr),
+    /// Memory at an address that is as [`Origin::LikelyEntry`].
+    LikelyMemory(VirtAddr),
     /// It was computed from registers and memory.
     Computed,
     /// It was computed from what the caller passed when it called.
@@ -60,6 +62,8 @@ pub enum Origin {
     Constant,
     /// Its parts are in several places.
     Parts,
+    /// The same, and some of them are as [`Origin::LikelyEntry`].
+    LikelyParts,
 }
 
 /// Why a value is not known.
@@ -223,6 +227,7 @@ impl Found<'_> {
             bytes.extend(self.part(world, frame, piece, part)?.0);
         }
         match bytes.len() == size && size != 0 {
+            true if self.computed == Origin::LikelyEntry => Ok((bytes, Origin::LikelyParts)),
             true => Ok((bytes, Origin::Parts)),
             false => Err(Missing::OptimizedOut),
         }
@@ -252,7 +257,11 @@ impl Found<'_> {
                 Ok((word(value)?, Origin::Register(register.0)))
             }
             Location::Address { address } => {
-                Ok((read(world, address, size)?, Origin::Memory(VirtAddr(address))))
+                let at = match self.computed {
+                    Origin::LikelyEntry => Origin::LikelyMemory(VirtAddr(address)),
+                    _ => Origin::Memory(VirtAddr(address)),
+                };
+                Ok((read(world, address, size)?, at))
             }
             Location::Value { value } => Ok((word(bits_of(value))?, self.computed)),
             Location::Bytes { value } => {

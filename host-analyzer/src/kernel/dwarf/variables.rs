@@ -5,7 +5,7 @@ use gimli::{
     constants as dw,
 };
 
-use crate::kernel::types::{TypeId, Types};
+use crate::kernel::types::{Type, TypeId, Types};
 
 use super::expressions::{Context, Missing, Origin, World};
 use super::types::{children, own_name, type_of};
@@ -113,12 +113,7 @@ impl<'a> DebugInfo<'a> {
     ) -> Result<(Vec<u8>, Origin), Missing> {
         let size = self.size_of(kind).ok_or(Missing::Unclear)?;
         if let Some(constant) = entry.attr_value(dw::DW_AT_const_value) {
-            let bytes = match (&constant, constant.udata_value(), constant.sdata_value()) {
-                (AttributeValue::Block(data), ..) => data.slice().to_vec(),
-                (_, _, Some(number)) => number.to_le_bytes().to_vec(),
-                (_, Some(number), _) => number.to_le_bytes().to_vec(),
-                _ => Vec::new(),
-            };
+            let bytes = constant_bytes(&constant, self.signed(kind));
             let bytes = bytes.get(..size).ok_or(Missing::Unclear)?;
             return Ok((bytes.to_vec(), Origin::Constant));
         }
@@ -138,6 +133,26 @@ impl<'a> DebugInfo<'a> {
         };
         let frame = world.frames.get(context.frame).ok_or(Missing::Unclear)?;
         self.evaluate(world, context, expression)?.bytes(world, frame, size)
+    }
+
+    fn signed(&self, kind: TypeId) -> bool {
+        match self.bare(kind).1 {
+            Type::Integer(it) => it.signed,
+            Type::Enumeration(it) => it.signed,
+            _ => false,
+        }
+    }
+}
+
+/// The bytes of a DW_AT_const_value. Forms of one to eight bytes do not say whether the first bit is a
+/// sign (DWARF 5, 7.5.5): the type does.
+fn constant_bytes(constant: &AttributeValue<Reader<'_>>, signed: bool) -> Vec<u8> {
+    let unsigned = constant.udata_value();
+    let with_sign = || constant.sdata_value().map(|number| number as u64);
+    match (constant, unsigned.filter(|_| !signed).or_else(with_sign).or(unsigned)) {
+        (AttributeValue::Block(data), _) => data.slice().to_vec(),
+        (_, Some(number)) => number.to_le_bytes().to_vec(),
+        _ => Vec::new(),
     }
 }
 
@@ -209,4 +224,29 @@ fn in_order<'a>(
         }
     }
     Ok(ordered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(constant: AttributeValue<Reader<'static>>, signed: bool) -> u64 {
+        let bytes = constant_bytes(&constant, signed);
+        u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+    }
+
+    #[test]
+    fn sign_of_a_constant_is_that_of_its_type_unless_its_form_has_one() {
+        assert_eq!(word(AttributeValue::Data1(0x80), false), 0x80);
+        assert_eq!(word(AttributeValue::Data1(0x80), true), 0xffff_ffff_ffff_ff80);
+        assert_eq!(word(AttributeValue::Data4(0xffff_fff0), false), 0xffff_fff0);
+        assert_eq!(word(AttributeValue::Sdata(-16), false), 0xffff_ffff_ffff_fff0);
+        assert_eq!(word(AttributeValue::Udata(1 << 63), true), 1 << 63);
+    }
+
+    #[test]
+    fn block_is_taken_as_it_is() {
+        let block = gimli::EndianSlice::new(&[1, 2, 3], gimli::LittleEndian);
+        assert_eq!(constant_bytes(&AttributeValue::Block(block), true), [1, 2, 3]);
+    }
 }
