@@ -108,6 +108,9 @@ fn twenty_arguments_of_a_function_in_a_module(arch: &'static str) -> Result<()> 
     };
     death.is_told(arch)?;
     let dump = workspace().join("target/boot-tests").join(death.place(arch)).join("dump.elf");
+    let mut command = analyzer()?.command(&["whatis"], &dump, None);
+    let prototype = xtask::process::output(command.arg("many_pointers"))?;
+    ensure!(prototype.starts_with("void many_pointers(void *pointer_1, "), "{prototype}");
     let said = analyzer()?.run(&["bt", "--args", "--json"], &dump, None)?;
     let said: Value = serde_json::from_str(&said)?;
     let frames = said["backtraces"][0]["frames"].as_array().context("no frames")?;

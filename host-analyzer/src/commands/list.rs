@@ -60,7 +60,7 @@ pub fn run(
     let linux = Linux::new(kernel);
     let offset = match options.offset.as_str() {
         "0" => 0,
-        text => structure::offset(kernel.types()?, None, text)?,
+        text => structure::offset(&linux, None, text)?,
     };
     let start = place(&linux, start)?;
     let end = options.end.as_ref().map(|text| place(&linux, text)).transpose()?;

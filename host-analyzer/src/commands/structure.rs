@@ -9,6 +9,7 @@ use crate::kernel::Kernel;
 use crate::kernel::btf::{Btf, Field};
 use crate::kernel::types::{Member, Structure, Type, TypeId, Types};
 use crate::linux::Linux;
+use crate::linux::module_types::Described;
 use crate::render::text;
 use crate::render::value::{Radix, Values, declaration};
 use crate::{Error, ReadContext, VirtAddr};
@@ -20,7 +21,8 @@ use super::place::{number, place};
 /// TYPE alone shows how the structure or union (or the typedef of one) is declared and its size. With an
 /// address or a symbol, the values at that place; `:CPU` behind a symbol means that CPU's copy. TYPE.MEMBER
 /// shows one member, which may be a nested one (`task_struct.se.vruntime`), TYPE.MEMBER,MEMBER several. A
-/// further number says how many structures lie there one after another.
+/// further number says how many structures lie there one after another. What the kernel itself does not
+/// describe is looked for in the modules.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Show the offsets of the members in bytes; with an address, where each lies
@@ -45,7 +47,9 @@ pub struct Options {
 const MAX_COUNT: u64 = 1 << 20;
 
 /// What of a type is wanted.
-struct Wanted {
+struct Wanted<'k> {
+    /// What describes it.
+    types: Described<'k>,
     /// Its name as the user wrote it.
     name: String,
     id: TypeId,
@@ -69,9 +73,9 @@ pub fn run(
         Error::Usage("which structure? Write its name, as in `struct task_struct`".to_owned())
     })?;
     let linux = Linux::new(kernel);
-    let wanted = wanted(kernel.types()?, spec)?;
+    let wanted = wanted(&linux, spec)?;
     let Some((at, rest)) = rest.split_first() else {
-        return declare(kernel.types()?, &wanted, options, out);
+        return declare(&wanted, options, out);
     };
     let places = places(&linux, &wanted, options, at, rest)?;
     if !options.json {
@@ -80,32 +84,36 @@ pub fn run(
     Shows { linux: &linux, wanted: &wanted, options }.all(&places, out)
 }
 
-fn wanted(types: &Btf<'_>, spec: &str) -> Result<Wanted, Error> {
+fn wanted<'l>(linux: &'l Linux<'_, '_>, spec: &str) -> Result<Wanted<'l>, Error> {
     let (name, members) = match spec.split_once('.') {
         Some((name, members)) => (name, members.split(',').collect()),
         None => (spec, Vec::new()),
     };
-    let (id, structure) = find(types, name)?;
+    let types = linux.types_that(|types| named(types, name).is_some())?;
+    let (id, structure) = find(&types, name)?;
     let select = |path: &str| {
         let missing = || Error::NoMember(format!("{name} with member {path}"));
         let field = types.member_of(id, path).ok_or_else(missing)?;
         Ok((path.to_owned(), field))
     };
     let members = members.into_iter().map(select).collect::<Result<_, Error>>()?;
-    Ok(Wanted { name: name.to_owned(), id, structure, members })
+    Ok(Wanted { types, name: name.to_owned(), id, structure, members })
+}
+
+fn named(types: &Btf<'_>, name: &str) -> Option<(TypeId, Structure)> {
+    let fits = |kind: &Type| matches!(kind, Type::Structure(_) | Type::Typedef(..));
+    types.named(name, fits).into_iter().find_map(|id| {
+        let (bare, kind) = types.bare(id);
+        Some((bare, kind.structure()?))
+    })
 }
 
 /// The structure, union, or typedef of one that is called `name`.
 ///
 /// # Errors
 /// [`Error::NoSuchType`], with names that are alike.
-pub(super) fn find(types: &Btf<'_>, name: &str) -> Result<(TypeId, Structure), Error> {
-    let fits = |kind: &Type| matches!(kind, Type::Structure(_) | Type::Typedef(..));
-    let found = types.named(name, fits).into_iter().find_map(|id| {
-        let (bare, kind) = types.bare(id);
-        Some((bare, kind.structure()?))
-    });
-    found.ok_or_else(|| {
+fn find(types: &Btf<'_>, name: &str) -> Result<(TypeId, Structure), Error> {
+    named(types, name).ok_or_else(|| {
         let alike: Vec<String> =
             types.type_names().filter(|it| it.contains(name)).take(5).collect();
         let hint = match alike.as_slice() {
@@ -117,12 +125,8 @@ pub(super) fn find(types: &Btf<'_>, name: &str) -> Result<(TypeId, Structure), E
     })
 }
 
-fn declare(
-    types: &Btf<'_>,
-    wanted: &Wanted,
-    options: &Options,
-    out: &mut dyn Write,
-) -> Result<(), Error> {
+fn declare(wanted: &Wanted<'_>, options: &Options, out: &mut dyn Write) -> Result<(), Error> {
+    let types = &*wanted.types;
     let offsets = options.offsets.then_some(0);
     if options.json {
         let one = |path: &str, field: &Field| {
@@ -172,7 +176,7 @@ pub(super) fn show(
     places: &[VirtAddr],
     out: &mut dyn Write,
 ) -> Result<(), Error> {
-    let wanted = wanted(linux.kernel().types()?, spec)?;
+    let wanted = wanted(linux, spec)?;
     Shows { linux, wanted: &wanted, options }.all(places, out)
 }
 
@@ -181,7 +185,7 @@ pub(super) fn show(
 ///
 /// # Errors
 /// [`Error::NoMember`], [`Error::NoSuchType`].
-pub(super) fn offset(types: &Btf<'_>, name: Option<&str>, text: &str) -> Result<u64, Error> {
+pub(super) fn offset(linux: &Linux<'_, '_>, name: Option<&str>, text: &str) -> Result<u64, Error> {
     if let Some(offset) = number(text) {
         return Ok(offset);
     }
@@ -193,7 +197,8 @@ pub(super) fn offset(types: &Btf<'_>, name: Option<&str>, text: &str) -> Result<
             return Err(Error::Usage(format!("{text} is no offset; write STRUCTURE.MEMBER")));
         }
     };
-    let field = types.member_of(find(types, name)?.0, member);
+    let types = linux.types_that(|types| named(types, name).is_some())?;
+    let field = types.member_of(find(&types, name)?.0, member);
     let missing = || Error::NoMember(format!("{name} with member {member}"));
     Ok(field.ok_or_else(missing)?.offset as u64)
 }
@@ -201,13 +206,12 @@ pub(super) fn offset(types: &Btf<'_>, name: Option<&str>, text: &str) -> Result<
 /// Where the structures begin.
 fn places(
     linux: &Linux<'_, '_>,
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     options: &Options,
     at: &str,
     rest: &[String],
 ) -> Result<Vec<VirtAddr>, Error> {
-    let types = linux.kernel().types()?;
-    let link = options.link.as_ref().map(|text| offset(types, Some(&wanted.name), text));
+    let link = options.link.as_ref().map(|text| offset(linux, Some(&wanted.name), text));
     let count = match rest {
         [] => 1,
         [count] => number(count)
@@ -222,7 +226,7 @@ fn places(
 
 struct Shows<'a, 'k, 'd> {
     linux: &'a Linux<'k, 'd>,
-    wanted: &'a Wanted,
+    wanted: &'a Wanted<'a>,
     options: &'a Options,
 }
 
@@ -231,7 +235,7 @@ impl Shows<'_, '_, '_> {
         let radix = if self.options.hexadecimal { Radix::Hexadecimal } else { Radix::Decimal };
         let values = Values { linux: self.linux, radix };
         let memory = self.linux.kernel().memory();
-        let types = self.linux.kernel().types()?;
+        let types = &*self.wanted.types;
         let mut documents = Vec::new();
         for &at in places {
             let size = self.wanted.structure.size;

@@ -9,13 +9,14 @@ use crate::Error;
 use crate::kernel::Kernel;
 use crate::kernel::btf::Btf;
 use crate::kernel::types::{Type, TypeId, Types};
+use crate::linux::Linux;
 use crate::render::text;
 use crate::render::value::declaration;
 
 /// What a name stands for: a type, a function's prototype, an enumeration's constants
 ///
 /// Functions and per-CPU variables have types in BTF; other variables have them from 6.14 on, where the
-/// kernel was built so.
+/// kernel was built so. What the kernel itself does not describe is looked for in the modules.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Show the offsets of a structure's members, in bytes
@@ -39,14 +40,15 @@ pub fn run(
     if words.is_empty() {
         return Err(Error::Usage("what is what? Write a name, as in `whatis panic`".to_owned()));
     }
-    let types = kernel.types()?;
+    let linux = Linux::new(kernel);
     // `struct list_head` is what people copy out of sources.
     let keyword = matches!(words[0].as_str(), "struct" | "union" | "enum");
     let names = if keyword { &words[1..] } else { words };
     for name in names {
+        let types = linux.types_that(|types| !types.named(name, |_| true).is_empty())?;
         let found = types.named(name, |_| true);
         let shown: Vec<String> =
-            found.iter().map(|&id| describe(types, id, name, options)).collect();
+            found.iter().map(|&id| describe(&types, id, name, options)).collect();
         if shown.is_empty() {
             let hint = match kernel.symbol(name)? {
                 Some(at) => format!(", and nothing tells the type of the symbol at {:016x}", at.0),

@@ -8,7 +8,7 @@ mod direct_map;
 pub mod files;
 pub mod list;
 pub mod module;
-mod module_types;
+pub mod module_types;
 pub mod module_use;
 pub mod path;
 pub mod percpu;

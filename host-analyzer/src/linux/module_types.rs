@@ -2,6 +2,7 @@
 //!
 //! The kernel keeps that of every loaded module (struct btf_module and struct btf, kernel/bpf/btf.c, 6.1).
 
+use std::ops::Deref;
 use std::rc::Rc;
 
 use crate::kernel::Kernel;
@@ -10,7 +11,43 @@ use crate::{Error, ReadError, VirtAddr};
 
 use super::{Linux, list};
 
+/// The kernel's types, or those and a module's.
+pub enum Described<'k> {
+    /// The kernel's.
+    Kernel(&'k Btf<'k>),
+    /// Those and a module's.
+    Module(Rc<Btf<'static>>),
+}
+
+impl<'k> Deref for Described<'k> {
+    type Target = Btf<'k>;
+
+    fn deref(&self) -> &Btf<'k> {
+        match self {
+            Described::Kernel(types) => types,
+            Described::Module(types) => types,
+        }
+    }
+}
+
 impl Linux<'_, '_> {
+    /// The kernel's types if they fit, else those of the first module that do. The kernel's own again when
+    /// none do.
+    ///
+    /// # Errors
+    /// Those of [`Kernel::types`].
+    pub fn types_that(&self, fit: impl Fn(&Btf<'_>) -> bool) -> Result<Described<'_>, Error> {
+        let own = self.kernel.types()?;
+        if fit(own) {
+            return Ok(Described::Kernel(own));
+        }
+        // All of them at once would be some megabytes each.
+        let modules = self.modules().list.iter().map(|module| module.address);
+        let types = modules.filter_map(|module| read(self.kernel, module).ok()?.ok());
+        let found = types.into_iter().find(|types| fit(types));
+        Ok(found.map_or(Described::Kernel(own), |types| Described::Module(Rc::new(types))))
+    }
+
     /// The types of the module called `name`, and the kernel's.
     ///
     /// # Errors
