@@ -15,6 +15,7 @@ stories! {
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
+        times_of_tasks_are_those_that_drgn_reads,
         arguments_and_locals_are_those_that_drgn_reads,
         objects_on_stacks_are_in_the_caches_that_drgn_finds,
         options_of_bt_show_the_stack_that_the_frames_are_on,
@@ -23,6 +24,7 @@ stories! {
         structures_have_the_values_that_drgn_reads,
         files_and_memory_areas_are_those_that_drgn_sees,
         addresses_lead_where_drgn_says,
+        times_of_tasks_are_those_that_drgn_reads,
         arguments_and_locals_are_those_that_drgn_reads,
         objects_on_stacks_are_in_the_caches_that_drgn_finds,
         options_of_bt_show_the_stack_that_the_frames_are_on;
@@ -136,6 +138,32 @@ fn addresses_lead_where_drgn_says(arch: &'static str) -> Result<()> {
             let ours = hexadecimal(&said[0]["physical"]);
             ensure!(ours == Some(*theirs), "{at:#x} leads to {theirs:#x}, we say {said}");
         }
+    }
+    Ok(())
+}
+
+fn times_of_tasks_are_those_that_drgn_reads(arch: &'static str) -> Result<()> {
+    for crash in on(arch)? {
+        let said = crash.says(&["ps", "-l"], &[])?;
+        let tasks = said["tasks"].as_array().context("no tasks")?;
+        let fields = ["start_time", "utime", "stime", "last_run"];
+        let times = |task: &Value| {
+            let numbers = fields.map(|field| task[field].as_u64());
+            let numbers: Option<Vec<u64>> = numbers.into_iter().collect();
+            Some((hexadecimal(&task["task"])?, <[u64; 4]>::try_from(numbers?).ok()?))
+        };
+        let ours: Option<Vec<_>> = tasks.iter().map(times).collect();
+        let ours = ours.with_context(|| format!("a time is missing: {said:#}"))?;
+        let last_runs = ours.iter().map(|(_, times)| times[3]);
+        ensure!(last_runs.is_sorted_by(|earlier, later| earlier >= later), "{ours:x?}");
+        let idle =
+            |at: u64| tasks.iter().any(|it| hexadecimal(&it["task"]) == Some(at) && it["pid"] == 0);
+        let ours: BTreeMap<_, _> = ours.into_iter().filter(|(at, _)| !idle(*at)).collect();
+        ensure!(
+            !ours.is_empty() && ours == crash.objects.times,
+            "{ours:x?}, {:x?}",
+            crash.objects.times
+        );
     }
     Ok(())
 }

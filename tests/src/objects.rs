@@ -54,7 +54,7 @@ const SCRIPT: &str = "\
 from drgn.helpers.linux.fs import d_path, for_each_file, inode_path
 from drgn.helpers.linux.mm import for_each_vma, virt_to_phys, follow_phys
 from drgn.helpers.linux.module import for_each_module
-from drgn.helpers.linux.pid import find_task
+from drgn.helpers.linux.pid import find_task, for_each_task
 init = find_task(program, 1)
 first_module = next(iter(for_each_module(program)))
 objects = {
@@ -82,6 +82,9 @@ print(json.dumps(dict(
                                 program.symbol(name).address).value_() for name in names},
     of_process=[(vma.vm_start.value_(), follow_phys(init.mm, vma.vm_start).value_())
                 for vma in for_each_vma(init.mm) if mapped(init.mm, vma.vm_start)],
+    times={task.value_(): [task.start_boottime.value_(), task.utime.value_(), task.stime.value_(),
+                           task.sched_info.last_arrival.value_()]
+           for task in for_each_task(program)},
 )))
 ";
 
@@ -113,6 +116,9 @@ pub struct Objects {
     pub physical: BTreeMap<String, u64>,
     /// Addresses of PID 1 that are mapped, and where they lead.
     pub of_process: Vec<(u64, u64)>,
+    /// Of every task but the idle ones: when it was started, its time in user mode and in the kernel, and when
+    /// it last got a CPU, in nanoseconds.
+    pub times: BTreeMap<u64, [u64; 4]>,
 }
 
 /// Has drgn read the objects.

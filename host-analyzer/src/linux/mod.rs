@@ -18,6 +18,7 @@ pub mod slab;
 pub mod stacks;
 pub mod system;
 pub mod task;
+pub mod times;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;

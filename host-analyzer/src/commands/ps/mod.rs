@@ -1,5 +1,7 @@
 //! `ps`: what [`Options`] says.
 
+mod times;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
@@ -15,6 +17,7 @@ use crate::render::text;
 use crate::{Error, ReadError};
 
 use super::bt::TaskId;
+use times::View;
 
 /// The tasks
 ///
@@ -28,8 +31,18 @@ pub struct Options {
     #[arg(skip)]
     pub tasks: Vec<String>,
     /// Children below their parents, indented
-    #[arg(short, long)]
+    #[arg(long, group = "view")]
     pub tree: bool,
+    /// Since when each task has been there, its start time in seconds since boot, and its time in user mode and in the
+    /// kernel in nanoseconds
+    #[arg(short, long, group = "view")]
+    pub times: bool,
+    /// When each task last got a CPU, in nanoseconds of the scheduler's clock; the last one first
+    #[arg(short, long, group = "view")]
+    pub last_run: bool,
+    /// The same as how long ago that was: days, hours, minutes, seconds
+    #[arg(short = 'm', long, group = "view")]
+    pub since_last_run: bool,
     /// Kernel threads only
     #[arg(short, long)]
     pub kernel: bool,
@@ -43,7 +56,7 @@ pub struct Options {
     #[arg(short = 'A', long)]
     pub active: bool,
     /// Instead of the tasks: how many there are in each state
-    #[arg(short = 'S', long, conflicts_with = "tree")]
+    #[arg(short = 'S', long, group = "view")]
     pub summary: bool,
     /// Output as JSON
     #[arg(long)]
@@ -51,6 +64,16 @@ pub struct Options {
 }
 
 impl Options {
+    /// Which times are wanted.
+    fn view(&self) -> Option<View> {
+        let views = [
+            (self.times, View::Each),
+            (self.last_run, View::LastRun),
+            (self.since_last_run, View::SinceLastRun),
+        ];
+        views.into_iter().find_map(|(wanted, view)| wanted.then_some(view))
+    }
+
     /// Whether a task is of a kind that is wanted. One of which that cannot be told is.
     fn admits(&self, process: &Process) -> bool {
         let of_kind = match process.kernel_thread {
@@ -94,6 +117,17 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     if options.summary {
         return summary(kernel, options, &processes, &problems, out);
     }
+    if let Some(view) = options.view() {
+        if !options.json {
+            text::completeness(kernel.dump(), out)?;
+        }
+        let all: Vec<_> = processes.iter().map(|it| (it, running_on(&it.task))).collect();
+        if let Some(tasks) = times::show(&linux, &all, view, options.json, out)? {
+            let document = json!({"tasks": tasks, "not_found": absent, "problems": problems});
+            return text::json(&document, out);
+        }
+        return not_shown(absent, &problems, out);
+    }
     let listed = if options.tree { as_tree(processes) } else { flat(processes) };
     if options.json {
         let one = |(_, it): &(usize, Process)| document(it, running_on(&it.task));
@@ -105,10 +139,14 @@ pub fn run(kernel: &Kernel<'_>, options: &Options, out: &mut dyn Write) -> Resul
     let row = |(depth, it): &(usize, Process)| row(it, *depth, running_on(&it.task));
     let rows: Vec<_> = listed.iter().map(row).collect();
     table(COLUMNS, &rows, out)?;
+    not_shown(absent, &problems, out)
+}
+
+fn not_shown(absent: Vec<String>, problems: &[String], out: &mut dyn Write) -> Result<(), Error> {
     for name in absent {
         writeln!(out, "not found: {name}")?;
     }
-    text::problems(&problems, out)
+    text::problems(problems, out)
 }
 
 /// How many tasks there are, and how many in each state.
