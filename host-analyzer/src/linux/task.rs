@@ -276,10 +276,15 @@ impl Linux<'_, '_> {
         (running, missing)
     }
 
-    fn run_queue_task(&self, cpu: u32, member: u64) -> Result<VirtAddr, Error> {
+    /// Where the run queue of `cpu` is (struct rq).
+    pub(super) fn run_queue(&self, cpu: u32) -> Result<VirtAddr, Error> {
         let symbol = self.kernel.need_symbol("runqueues", "running tasks cannot be found")?;
         let missing = ReadError::NotMapped(symbol);
-        let queue = self.percpu()?.address(symbol, cpu).ok_or(missing).reading("a run queue")?;
+        self.percpu()?.address(symbol, cpu).ok_or(missing).reading("a run queue")
+    }
+
+    fn run_queue_task(&self, cpu: u32, member: u64) -> Result<VirtAddr, Error> {
+        let queue = self.run_queue(cpu)?;
         self.kernel.memory().pointer(queue.offset(member)).reading("a run queue")
     }
 

@@ -63,10 +63,7 @@ impl Linux<'_, '_> {
     /// [`Error::NoSymbol`], [`Error::NoMember`], [`Error::Read`].
     pub fn scheduler_clock(&self, cpu: u32) -> Result<u64, Error> {
         let kernel = self.kernel();
-        let symbol = kernel.need_symbol("runqueues", "the scheduler's clock is not known")?;
-        let missing = ReadError::NotMapped(symbol);
-        let queue = self.percpu()?.address(symbol, cpu).ok_or(missing).reading("a run queue")?;
-        let at = queue.offset(kernel.offset("rq", "clock")?);
+        let at = self.run_queue(cpu)?.offset(kernel.offset("rq", "clock")?);
         kernel.memory().u64(at).reading("a run queue")
     }
 }
